@@ -1,0 +1,207 @@
+"""`raidfs SOURCE MOUNTPOINT`, also as mount.raidfs for mount(8) and fstab.
+
+1. Options that mount(8) handles itself, or that mean nothing here, are taken without complaint; an
+   option that is neither those nor ours is refused, so that a typing error is never silent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import click
+
+from raidfs.cli.output import parse_size, run_command
+from raidfs.errors import UsageError
+
+# Handled by mount(8), systemd or the boot scripts; they may reach a helper all the same.
+IGNORED = frozenset(
+    [
+        "rw",
+        "defaults",
+        "auto",
+        "noauto",
+        "nofail",
+        "_netdev",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "async",
+        "exec",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "loud",
+        "silent",
+        "nolazytime",
+        "lazytime",
+    ]
+)
+# These the kernel or libfuse knows.
+TO_KERNEL = frozenset(
+    [
+        "noatime",
+        "nodiratime",
+        "noexec",
+        "nosuid",
+        "nodev",
+        "suid",
+        "dev",
+        "sync",
+        "dirsync",
+        "allow_other",
+        "allow_root",
+        "default_permissions",
+        "auto_unmount",
+    ]
+)
+OPTIONS_HELP = """\
+\b
+Options of -o (comma-separated):
+  ro               read-only: nothing is written to any member
+  degraded         mount although members are missing that were there last time
+  member=PATH      where a member is now, if not where it was (may be repeated)
+  dirty=SIZE       most memory for data that is not yet on members (default 256M)
+  allow_other      let other users in (without it, only the one who mounts; in
+                   fstab you usually want it)
+  log=FILE         log to FILE instead of syslog
+  debug            log more
+  noatime, noexec, nosuid, nodev, sync, dirsync, auto_unmount: as in mount(8)
+"""
+
+
+@dataclass(slots=True)
+class ParsedOptions:
+    """What a string of -o options says."""
+
+    read_only: bool = False
+    degraded: bool = False
+    debug: bool = False
+    log_path: str | None = None
+    dirty_bytes: int | None = None
+    members: list[str] = field(default_factory=list)
+    fuse: set[str] = field(default_factory=set)
+
+
+def parse_options(texts: tuple[str, ...]) -> ParsedOptions:
+    """All of `-o a,b=c`; UsageError for what nobody knows. A later option wins over an earlier."""
+    parsed = ParsedOptions()
+    for option in (word for text in texts for word in text.split(",") if word):
+        name, has_value, value = option.partition("=")
+        if has_value and not value:
+            raise UsageError(f"mount option {name}= needs a value after the sign")
+        if not _take(parsed, name, value) and not _is_ignored(name):
+            raise UsageError(f"unknown mount option {option!r}; see raidfs --help")
+    return parsed
+
+
+def _is_ignored(name: str) -> bool:
+    return name in IGNORED or name.startswith(("x-", "X-", "comment", "uhelper", "helper"))
+
+
+def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
+    """Notes one option of ours; False if it is none."""
+    match (name, value):
+        case ("ro", ""):
+            parsed.read_only = True
+        case ("rw", ""):
+            parsed.read_only = False
+        case ("degraded", ""):
+            parsed.degraded = True
+        case ("debug", ""):
+            parsed.debug = True
+        case ("log", path) if path:
+            parsed.log_path = os.path.abspath(path)
+        case ("member", path) if path:
+            parsed.members.append(path)
+        case ("dirty", size) if size:
+            parsed.dirty_bytes = parse_size(size)
+        case (word, "") if word in TO_KERNEL:
+            for opposite in (f"no{word}", word.removeprefix("no")):
+                parsed.fuse.discard(opposite)
+            parsed.fuse.add(word)
+        case _:
+            return False
+    return True
+
+
+def _kernel_options(parsed: ParsedOptions) -> frozenset[str]:
+    """libfuse mounts nosuid,nodev unless told; root gets what mount(8) gives for other types."""
+    chosen = set(parsed.fuse)
+    if os.geteuid() == 0:
+        chosen |= {word for word in ("suid", "dev") if f"no{word}" not in chosen}
+    else:
+        chosen -= {"suid", "dev"}
+    return frozenset(chosen)
+
+
+@click.command("raidfs", epilog=OPTIONS_HELP)
+@click.argument("source")
+@click.argument("mountpoint")
+@click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, see below.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, log to stderr.")
+@click.option("-s", "sloppy", is_flag=True, hidden=True)
+@click.option("-n", "no_mtab", is_flag=True, hidden=True)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-t", "kind", hidden=True)
+@click.version_option(package_name="raidfs")
+def mount_command(
+    source: str,
+    mountpoint: str,
+    options: tuple[str, ...],
+    foreground: bool,
+    sloppy: bool,
+    no_mtab: bool,
+    verbose: bool,
+    kind: str | None,
+) -> int:
+    """Mount the volume that SOURCE, any one of its members, belongs to.
+
+    Returns when the mount is ready; the daemon goes on in the background until it is unmounted
+    (umount, fusermount3 -u, or raidfs-ctl umount, which waits until all is on the members).
+
+    \b
+    Examples:
+      raidfs /srv/disk1 /mnt/tank
+      raidfs -o ro,degraded /dev/sdb /mnt/tank
+    In /etc/fstab (needs the mount helper, see `make install`):
+      /srv/disk1  /mnt/tank  raidfs       allow_other,nofail  0 0
+      /srv/disk1  /mnt/tank  fuse.raidfs  allow_other,nofail  0 0
+
+    Exit code: 0 mounted; 1 refused or failed, nothing was changed; 2 wrong arguments; in the
+    foreground also 3 when the last changes could not be made durable.
+    """
+    # Imported late: --help and wrong arguments need neither numpy nor libfuse.
+    from raidfs.daemon.main import MountOptions, mount
+    from raidfs.store.store import DIRTY_BYTES_MAX
+
+    parsed = parse_options(options)
+    return mount(
+        MountOptions(
+            source=source,
+            mountpoint=mountpoint,
+            foreground=foreground,
+            read_only=parsed.read_only,
+            degraded=parsed.degraded,
+            members=tuple(parsed.members),
+            dirty_bytes=parsed.dirty_bytes or DIRTY_BYTES_MAX,
+            fuse_options=_kernel_options(parsed),
+            log_level=logging.DEBUG if parsed.debug or verbose else logging.INFO,
+            log_path=parsed.log_path,
+        )
+    )
+
+
+def main() -> NoReturn:
+    """Entry point of `raidfs` and `mount.raidfs`. For mount(8), -f is "do all but mount"."""
+    name = os.path.basename(sys.argv[0])
+    arguments = sys.argv[1:]
+    if name.startswith("mount.") and "-f" in arguments:
+        sys.exit(0)
+    run_command(mount_command, name, arguments)

@@ -1,0 +1,266 @@
+"""The control socket of a daemon: one line of JSON in, one line of JSON out, any number of times.
+
+1. Only the daemon's own user and root are answered; the socket is 0600 and the peer is asked for.
+2. A request is decoded strictly, of bounded length, and changes nothing unless it is understood.
+3. Every reply carries `version`; one that reports an error carries the sentence for the user.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from raidfs.daemon.registry import Entry, find_volume
+from raidfs.daemon.status import VolumeStatus
+from raidfs.errors import RaidfsError
+
+VERSION = 1
+REQUEST_BYTES_MAX = 64 << 10
+REPLY_BYTES_MAX = 16 << 20
+IDLE_S_MAX = 30.0
+log = logging.getLogger(__name__)
+
+
+class Request(msgspec.Struct, frozen=True, tag_field="verb", forbid_unknown_fields=True):
+    """What all requests have in common; the verb is the tag."""
+
+    version: int = VERSION
+
+
+class StatusRequest(Request, frozen=True, tag="status"):
+    """Asks for a VolumeStatus."""
+
+
+class StatisticsRequest(Request, frozen=True, tag="statistics"):
+    """Asks for counters by part of the daemon: {part: {name: number}}."""
+
+
+class SyncRequest(Request, frozen=True, tag="sync"):
+    """Everything told so far is durable when the reply comes."""
+
+
+class WaitRequest(Request, frozen=True, tag="wait"):
+    """Answered when the volume is unmounted and closed: empty, or with what went wrong."""
+
+
+class StopRequest(Request, frozen=True, tag="stop"):
+    """Unmounts (open files or not), then answers as `wait` does."""
+
+
+class MemberFailRequest(Request, frozen=True, tag="member-fail"):
+    """Takes a member out of the volume for good."""
+
+    member_id: int = -1
+    reason: str = ""
+    force: bool = False
+
+
+AnyRequest = (
+    StatusRequest | StatisticsRequest | SyncRequest | WaitRequest | StopRequest | MemberFailRequest
+)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """`error` empty: `result` is the answer. Else `error` is a sentence and `errno` its number."""
+
+    version: int = VERSION
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
+    errno: int = 0
+
+
+class ControlError(RaidfsError):
+    """A daemon can't be reached, or answered what is no answer."""
+
+
+Handler = Callable[[Any], Awaitable[Any]]
+
+
+def peer_uid(connection: socket.socket | trio.socket.SocketType) -> int:
+    """The user at the other end (SO_PEERCRED: pid, uid, gid)."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    assert isinstance(raw, bytes)
+    uid: int = struct.unpack("3i", raw)[1]
+    return uid
+
+
+def listen(path: Path) -> trio.SocketListener:
+    """A listening unix socket at `path` (owner only). Bound through its directory's descriptor, so
+    that long paths don't hit the 108 bytes of sun_path."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        raw.bind(f"/proc/self/fd/{directory}/{path.name}")
+        os.chmod(path, 0o600)
+        raw.listen(16)
+    except OSError:
+        raw.close()
+        raise
+    finally:
+        os.close(directory)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(raw))
+
+
+class ControlServer:
+    """Answers requests with the handler of their class until cancelled."""
+
+    def __init__(self, path: Path, handlers: dict[type[Request], Handler]) -> None:
+        self._listener = listen(path)
+        self._handlers = handlers
+        self._decoder = msgspec.json.Decoder(AnyRequest)
+        self._requests = 0
+        self._unanswered = 0
+        self._answered = trio.Event()
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        await trio.serve_listeners(self._serve, [self._listener])
+
+    async def finish(self, timeout_s: float = 1.0) -> None:
+        """Returns when requests under way are answered (a client that doesn't read is left)."""
+        with trio.move_on_after(timeout_s):
+            while self._unanswered:
+                await self._answered.wait()
+
+    def statistics(self) -> dict[str, int]:
+        """Requests answered."""
+        return {"requests": self._requests}
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            if peer_uid(stream.socket) not in (0, os.geteuid()):
+                log.warning("control: a user other than the owner was turned away")
+                return
+            try:
+                await self._converse(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # the client went away; nothing of ours depends on it
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
+        pending = bytearray()
+        while True:
+            end = pending.find(b"\n")
+            if end < 0:
+                if len(pending) > REQUEST_BYTES_MAX:
+                    return
+                chunk = b""
+                with trio.move_on_after(IDLE_S_MAX):
+                    chunk = await stream.receive_some(4096)
+                if not chunk:
+                    return
+                pending += chunk
+                continue
+            line = bytes(pending[:end])
+            del pending[: end + 1]
+            self._unanswered += 1
+            try:
+                await stream.send_all(msgspec.json.encode(await self._answer(line)) + b"\n")
+            finally:
+                self._unanswered -= 1
+                self._answered.set()
+                self._answered = trio.Event()
+
+    async def _answer(self, line: bytes) -> Reply:
+        self._requests += 1
+        try:
+            request = self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            return Reply(error=f"the request was not understood: {error}", errno=errno.EINVAL)
+        if request.version != VERSION:
+            return Reply(
+                error=f"this daemon speaks control version {VERSION}, not {request.version};"
+                " use the raidfs-ctl that belongs to it",
+                errno=errno.EPROTO,
+            )
+        try:
+            result = await self._handlers[type(request)](request)
+        except RaidfsError as error:
+            return Reply(error=str(error), errno=error.errno)
+        except Exception:
+            log.exception("control: a request failed")
+            return Reply(error="the daemon failed here; its log has the details", errno=errno.EIO)
+        return Reply(result=msgspec.Raw(msgspec.json.encode(result)))
+
+
+class ControlClient:
+    """The other end, for commands: plain blocking calls."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        directory = -1
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._socket.connect(f"/proc/self/fd/{directory}/{path.name}")
+        except OSError as error:
+            self._socket.close()
+            raise ControlError(
+                f"can't reach the daemon of this volume ({error.strerror});"
+                " run this as the user who mounted it, or as root",
+                error.errno,
+            ) from error
+        finally:
+            if directory >= 0:
+                os.close(directory)
+        self._stream = self._socket.makefile("rb")
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._stream.close()
+        self._socket.close()
+
+    def send(self, request: Request) -> None:
+        """Sends without waiting for the answer."""
+        try:
+            self._socket.sendall(msgspec.json.encode(request) + b"\n")
+        except OSError as error:
+            raise ControlError(f"the daemon hung up ({error.strerror})", error.errno) from error
+
+    def receive(self, timeout_s: float | None = 60.0) -> msgspec.Raw:
+        """The result of the oldest request not yet answered; a reported error is raised."""
+        self._socket.settimeout(timeout_s)
+        try:
+            line = self._stream.readline(REPLY_BYTES_MAX)
+        except OSError as error:
+            raise ControlError(
+                f"the daemon doesn't answer within {timeout_s} s; see its log", errno.ETIMEDOUT
+            ) from error
+        if not line.endswith(b"\n"):
+            raise ControlError("the daemon ended without an answer; see its log", errno.EPIPE)
+        try:
+            reply = msgspec.json.decode(line, type=Reply)
+        except msgspec.DecodeError as error:
+            raise ControlError(f"the daemon's answer was not understood: {error}") from error
+        if reply.error:
+            raise ControlError(reply.error, reply.errno or errno.EIO)
+        return reply.result
+
+    def ask(self, request: Request, timeout_s: float | None = 60.0) -> msgspec.Raw:
+        """Sends and waits."""
+        self.send(request)
+        return self.receive(timeout_s)
+
+    def status(self) -> VolumeStatus:
+        """The volume's status."""
+        return msgspec.json.decode(self.ask(StatusRequest()), type=VolumeStatus)
+
+
+def connect(volume_id: str) -> tuple[Entry, ControlClient] | None:
+    """The daemon of a volume, or None if nobody serves it."""
+    found = find_volume(volume_id)
+    return None if found is None else (found[0], ControlClient(found[1]))

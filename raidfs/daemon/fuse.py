@@ -1,0 +1,369 @@
+"""What the kernel asks, put to the volume: translation of types and errors, nothing else.
+
+1. Whatever happens in a handler, the kernel gets an answer: an error of the world its errno, an
+   error of ours EIO and a traceback in the log. The daemon lives on.
+2. One reference is counted for each inode the kernel was told of, no more: in a directory listing
+   only for the entries that fitted into the reply.
+3. Names, attributes and pages stay in the kernel's caches for long: all changes pass through it,
+   so nothing there can be out of date.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from raidfs.errors import RaidfsError
+from raidfs.fs.attributes import Attributes, Caller, Changes, Entry
+from raidfs.fs.volume import Volume
+
+log = logging.getLogger("raidfs.fuse")
+
+CACHE_S = 300.0
+LISTED_AT_ONCE = 128
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+
+def answered(handler: Handler) -> Handler:
+    """Promise 1, for one handler."""
+
+    @functools.wraps(handler)
+    async def guarded(*arguments: Any) -> Any:
+        try:
+            return await handler(*arguments)
+        except RaidfsError as error:
+            if error.errno == errno.EIO:
+                log.error("%s: %s", handler.__name__, error)
+            raise FUSEError(error.errno) from None
+        except FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed inside raidfs", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return guarded  # type: ignore[return-value]
+
+
+def entry_of(told: Attributes) -> EntryAttributes:
+    """Attributes as pyfuse3 wants them."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(told.ino)
+    entry.generation = told.generation
+    entry.entry_timeout = CACHE_S
+    entry.attr_timeout = CACHE_S
+    entry.st_mode = ModeT(told.mode)
+    entry.st_nlink = told.nlink
+    entry.st_uid = told.uid
+    entry.st_gid = told.gid
+    entry.st_rdev = told.rdev
+    entry.st_size = told.size
+    entry.st_blksize = told.blksize
+    entry.st_blocks = told.blocks
+    entry.st_atime_ns = told.atime_ns
+    entry.st_mtime_ns = told.mtime_ns
+    entry.st_ctime_ns = told.ctime_ns
+    return entry
+
+
+def no_entry() -> EntryAttributes:
+    """ENOENT that the kernel may remember: inode 0."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(0)
+    entry.entry_timeout = CACHE_S
+    return entry
+
+
+def dot_entry(ino: int) -> EntryAttributes:
+    """`.` and `..`: of these the kernel takes number and type, and counts no reference."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(ino)
+    entry.st_mode = ModeT(stat.S_IFDIR)
+    return entry
+
+
+def caller_of(context: RequestContext) -> Caller:
+    """Who asks."""
+    return Caller(context.uid, context.gid, context.pid, context.umask)
+
+
+def groups_of(caller: Caller) -> set[int]:
+    """Supplementary groups of the asking process; none if it is already gone."""
+    try:
+        return pyfuse3.get_sup_groups(caller.pid)
+    except (OSError, RuntimeError):
+        return set()
+
+
+class FuseOperations(pyfuse3.Operations):
+    """pyfuse3's handlers over a Volume. File handles are inode numbers: the volume counts opens."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__()
+        self._volume = volume
+
+    # -- names ------------------------------------------------------------------------------------
+
+    @answered
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Finds a name; a missing one is remembered by the kernel as missing."""
+        try:
+            return entry_of(self._volume.lookup(parent_inode, name))
+        except RaidfsError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return no_entry()
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Takes references back. Nobody waits for an answer."""
+        for ino, count in inode_list:
+            try:
+                self._volume.forget(ino, count)
+            except Exception:
+                log.exception("forget failed inside raidfs")
+
+    @answered
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """A new file, opened."""
+        told = self._volume.create(parent_inode, name, mode, flags, caller_of(ctx))
+        return FileInfo(fh=FileHandleT(told.ino), keep_cache=True), entry_of(told)
+
+    @answered
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A new special or regular file, not opened."""
+        return entry_of(self._volume.mknod(parent_inode, name, mode, rdev, caller_of(ctx)))
+
+    @answered
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A new directory."""
+        return entry_of(self._volume.mkdir(parent_inode, name, mode, caller_of(ctx)))
+
+    @answered
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A new symbolic link."""
+        return entry_of(self._volume.symlink(parent_inode, name, target, caller_of(ctx)))
+
+    @answered
+    async def link(
+        self,
+        inode: InodeT,
+        new_parent_inode: InodeT,
+        new_name: FileNameT,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Another name for a file."""
+        return entry_of(self._volume.link(inode, new_parent_inode, new_name))
+
+    @answered
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Takes a name from a file."""
+        self._volume.unlink(parent_inode, name)
+
+    @answered
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Removes an empty directory."""
+        self._volume.rmdir(parent_inode, name)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """renameat2(2)."""
+        self._volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @answered
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Where a symbolic link leads."""
+        return FileNameT(self._volume.readlink(inode))
+
+    @answered
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Directories are listed by inode number too."""
+        self._volume.opendir(inode)
+        return FileHandleT(inode)
+
+    @answered
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """As many entries after `start_id` as fit, with their attributes. An error after the first
+        one waits for the next call, or the references of those already sent would be lost."""
+        after = start_id
+        try:
+            while entries := self._volume.readdir(fh, after, LISTED_AT_ONCE):
+                for entry in entries:
+                    if not self._list(token, entry):
+                        return
+                    after = entry.cookie
+        except RaidfsError:
+            if after == start_id:
+                raise
+
+    def _list(self, token: ReaddirToken, entry: Entry) -> bool:
+        """Adds one entry to a listing; False if it has no room left."""
+        name = FileNameT(entry.name)
+        if entry.name in (b".", b".."):
+            return pyfuse3.readdir_reply(token, name, dot_entry(entry.ino), entry.cookie)
+        told = entry_of(self._volume.getattr(entry.ino))
+        if not pyfuse3.readdir_reply(token, name, told, entry.cookie):
+            return False
+        self._volume.remember(entry.ino)
+        return True
+
+    @answered
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """closedir(3)."""
+        self._volume.release(fh)
+
+    # -- attributes -------------------------------------------------------------------------------
+
+    @answered
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """stat(2)."""
+        return entry_of(self._volume.getattr(inode))
+
+    @answered
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """chmod(2), chown(2), utimensat(2), truncate(2)."""
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        )
+        return entry_of(await self._volume.setattr(inode, changes, caller_of(ctx)))
+
+    @answered
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """The kernel checks permissions itself (default_permissions)."""
+        return True
+
+    @answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """statvfs(3)."""
+        usage = self._volume.statfs()
+        told = StatvfsData()
+        told.f_bsize = told.f_frsize = usage.unit_bytes
+        told.f_blocks = usage.total
+        told.f_bfree = told.f_bavail = usage.free
+        told.f_files = usage.files
+        told.f_ffree = told.f_favail = usage.files_free
+        told.f_namemax = usage.name_bytes_max
+        return told
+
+    # -- content ----------------------------------------------------------------------------------
+
+    @answered
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """open(2) of what exists."""
+        privileges = bool(flags & os.O_TRUNC) and ctx.uid != 0
+        self._volume.open(inode, flags, kill_privileges=privileges)
+        return FileInfo(fh=FileHandleT(inode), keep_cache=True)
+
+    @answered
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """pread(2). pyfuse3 takes any buffer."""
+        return await self._volume.read(fh, off, size)  # type: ignore[return-value]
+
+    @answered
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """pwrite(2). The kernel has taken setuid and setgid away before."""
+        return await self._volume.write(fh, off, buf)
+
+    @answered
+    async def flush(self, fh: FileHandleT) -> None:
+        """close(2) promises nothing."""
+
+    @answered
+    async def release(self, fh: FileHandleT) -> None:
+        """The last close of one open."""
+        self._volume.release(fh)
+
+    @answered
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Durable on return."""
+        await self._volume.fsync(fh)
+
+    @answered
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Durable on return."""
+        await self._volume.fsync(fh)
+
+    # -- extended attributes ----------------------------------------------------------------------
+
+    @answered
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Also asked for security.capability before every write: the volume answers that from
+        the inode when it has no extended attributes."""
+        return self._volume.getxattr(inode, name)
+
+    @answered
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        """pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by getxattr just before."""
+        self._volume.setxattr(inode, name, value, 0, caller_of(ctx))
+
+    @answered
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Names only."""
+        return [XAttrNameT(name) for name in self._volume.listxattr(inode, caller_of(ctx))]
+
+    @answered
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Takes one away."""
+        self._volume.removexattr(inode, name)

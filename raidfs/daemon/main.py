@@ -1,0 +1,417 @@
+"""The mount daemon: one process for one volume, one trio nursery in it.
+
+In the nursery: pyfuse3 (requests of the kernel), the store's flusher, the control socket, signals.
+
+ 1. In the background, the command returns when the mount answers, or with the sentence that says
+    why there is none; nobody has to wait or look.
+ 2. However the mount ends (umount, signal, control socket, an error in here), the kernel's mount is
+    taken away, then a last cut makes all that was told durable, then the members are let go.
+ 3. Members held by a daemon whose mount is already gone are waited for; umount(8) returns before
+    the last cut is done, and a mount right after it must not fail for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from raidfs import native
+from raidfs.daemon import mounts, registry
+from raidfs.daemon.condition import fail_member, store_condition
+from raidfs.daemon.control import (
+    ControlServer,
+    Handler,
+    MemberFailRequest,
+    Request,
+    StatisticsRequest,
+    StatusRequest,
+    StopRequest,
+    SyncRequest,
+    WaitRequest,
+)
+from raidfs.daemon.fuse import FuseOperations, groups_of
+from raidfs.daemon.status import VolumeStatus, describe
+from raidfs.errors import MemberBusy, RaidfsError, UsageError
+from raidfs.fs.volume import Volume
+from raidfs.raid.assembly import Assembly
+from raidfs.raid.places import peek
+from raidfs.store.store import DIRTY_BYTES_MAX, Store
+
+log = logging.getLogger("raidfs")
+
+EXIT_REFUSED = 1
+EXIT_UNCLEAN = 3
+BUSY_WAIT_S = 10.0
+BUSY_POLL_S = 0.1
+READ_AHEAD_KIB = 1024
+READY = b"ready"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What the mount command was asked for. `fuse_options` go to the kernel as they are."""
+
+    source: str
+    mountpoint: str
+    foreground: bool = False
+    read_only: bool = False
+    degraded: bool = False
+    members: tuple[str, ...] = ()
+    dirty_bytes: int = DIRTY_BYTES_MAX
+    fuse_options: frozenset[str] = frozenset()
+    log_level: int = logging.INFO
+    log_path: str | None = None
+    wait_busy_s: float = BUSY_WAIT_S
+
+
+def mount(options: MountOptions) -> int:
+    """Serves the volume, in the background unless told otherwise. Returns the exit code."""
+    if options.foreground:
+        _log_to(_stderr_or_file(options), options.log_level)
+        return _serve(options, lambda: None)
+    return _serve_in_background(options)
+
+
+def _serve_in_background(options: MountOptions) -> int:
+    """Forks before anything is opened: threads and locks belong to the child alone."""
+    from_child, to_parent = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(to_parent)
+        with os.fdopen(from_child, "rb") as pipe:
+            told = pipe.read()
+        if told == READY:
+            return 0
+        _, wait_status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(wait_status)
+        if code < 0:
+            name = signal.Signals(-code).name
+            print(f"raidfs: the daemon was ended by {name} before it was ready", file=sys.stderr)
+        return code if code > 0 else EXIT_REFUSED
+    os.close(from_child)
+    os.setsid()
+
+    def ready() -> None:
+        os.write(to_parent, READY)
+        os.close(to_parent)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(nothing, fd)
+        os.close(nothing)
+
+    code = EXIT_REFUSED
+    try:
+        _log_to(_syslog_or_file(options), options.log_level)
+        code = _serve(options, ready)
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _stderr_or_file(options: MountOptions) -> logging.Handler:
+    if options.log_path:
+        return logging.FileHandler(options.log_path)
+    return logging.StreamHandler()
+
+
+def _syslog_or_file(options: MountOptions) -> logging.Handler:
+    if options.log_path:
+        return logging.FileHandler(options.log_path)
+    if not Path("/dev/log").exists():
+        return logging.NullHandler()
+    handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+    handler.ident = f"raidfs[{os.getpid()}]: "
+    return handler
+
+
+def _log_to(handler: logging.Handler, level: int) -> None:
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    log.setLevel(level)
+
+
+def _serve(options: MountOptions, ready: Callable[[], None]) -> int:
+    """Runs one daemon from start to end; errors of the world become a sentence on stderr."""
+    daemon = Daemon(options, ready)
+    try:
+        trio.run(daemon.run, strict_exception_groups=True)
+    except* RaidfsError as group:
+        daemon.report(_first(group))
+    except* OSError as group:
+        daemon.report(_first(group))
+    if daemon.was_ready and daemon.trouble:
+        return EXIT_UNCLEAN
+    return EXIT_REFUSED if daemon.trouble else 0
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first single error in a group; the others are its company."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """What C code (libfuse, fusermount3) prints on descriptor 2 meanwhile, as text."""
+    with tempfile.TemporaryFile() as capture:
+        saved = os.dup(2)
+        os.dup2(capture.fileno(), 2)
+
+        def text() -> str:
+            capture.seek(0)
+            return " ".join(capture.read(4096).decode(errors="replace").split())
+
+        try:
+            yield text
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How the volume was closed; `wait` requests are answered when it is known."""
+
+    known: trio.Event = field(default_factory=trio.Event)
+    error: str = ""
+
+
+class Daemon:
+    """One mounted volume."""
+
+    def __init__(self, options: MountOptions, ready: Callable[[], None]) -> None:
+        self.options = options
+        self.mountpoint = ""
+        self.trouble = ""
+        self.was_ready = False
+        self._ready = ready
+        self._outcome = Outcome()
+        self._session = False
+
+    def report(self, error: BaseException) -> None:
+        """Says what went wrong where it can be seen: on stderr before ready, in the log after."""
+        if isinstance(error, OSError) and not isinstance(error, RaidfsError):
+            place = f"{error.filename}: " if error.filename else ""
+            self.trouble = f"{place}{error.strerror or error}"
+        else:
+            self.trouble = str(error)
+        if self.was_ready:
+            log.error("%s", self.trouble)
+        else:
+            print(f"raidfs: {self.trouble}", file=sys.stderr, flush=True)
+
+    async def run(self) -> None:
+        """Everything, from the first check to the last cut."""
+        mounts.check_fuse_device()
+        self.mountpoint = mounts.check_mountpoint(self.options.mountpoint)
+        native.self_test()
+        self.assembly = await self._assemble()
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self.assembly.close)
+            mounts.check_apart(self.mountpoint, (m.path for m in self.assembly.members.values()))
+            label = self.assembly.label
+            paths = [member.path for member in self.assembly.members.values()]
+            self.registration = registry.Registration(
+                registry.Entry(
+                    label.volume_id, label.volume_name, self.mountpoint, os.getpid(), paths
+                )
+            )
+            cleanup.callback(self.registration.close)
+            self.store = await Store.open(
+                self.assembly,
+                read_only=self.options.read_only,
+                clock=time.time_ns,
+                dirty_bytes_max=self.options.dirty_bytes,
+            )
+            # From here on the store closes the members; the entry still goes last.
+            self.volume = Volume(
+                self.store, groups_of=groups_of, noatime="noatime" in self.options.fuse_options
+            )
+            if not self.options.read_only:
+                self.volume.reap_orphans()
+            await self._serve_mounted()
+
+    async def _assemble(self) -> Assembly:
+        deadline = trio.current_time() + self.options.wait_busy_s
+        while True:
+            try:
+                return await trio.to_thread.run_sync(self._open_members)
+            except MemberBusy as busy:
+                holder = self._holder()
+                if holder is None:
+                    raise
+                if mounts.is_mounted(holder.mountpoint) and not holder.closing:
+                    raise UsageError(registry.busy_sentence(holder), errno.EBUSY) from busy
+                if trio.current_time() > deadline:
+                    raise MemberBusy(
+                        f"the last daemon of volume {holder.volume_name} (process {holder.pid})"
+                        f" is still closing after {self.options.wait_busy_s:.0f} s; try again later"
+                    ) from busy
+            await trio.sleep(BUSY_POLL_S)
+
+    def _open_members(self) -> Assembly:
+        return Assembly.open(
+            os.path.abspath(self.options.source),
+            degraded=self.options.degraded,
+            read_only=self.options.read_only,
+            extra_paths=[os.path.abspath(path) for path in self.options.members],
+        )
+
+    def _holder(self) -> registry.Entry | None:
+        """Who has the volume of SOURCE mounted, if one of our daemons does."""
+        try:
+            found = registry.find_volume(peek(os.path.abspath(self.options.source)).volume_id)
+        except RaidfsError:
+            return None
+        return found[0] if found else None
+
+    # -- while mounted ----------------------------------------------------------------------------
+
+    async def _serve_mounted(self) -> None:
+        try:
+            control = ControlServer(self.registration.socket, self._handlers())
+            self._mount()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.store.run)
+                nursery.start_soon(control.run)
+                nursery.start_soon(self._signals)
+                self._tune()
+                self.was_ready = True
+                self._ready()
+                log.info("%s is mounted on %s", self.assembly.label.volume_name, self.mountpoint)
+                try:
+                    await pyfuse3.main()
+                finally:
+                    self._unmount()
+                await self._close_volume()
+                await control.finish()
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            # A failed mount, or an error inside raidfs: no cut, what is durable stays as it is.
+            self._unmount()
+            with contextlib.suppress(Exception), trio.CancelScope(shield=True):
+                await self.store.close()
+            if self.was_ready:
+                log.exception("the daemon ends because of an error inside raidfs")
+                self.trouble = self.trouble or "an error inside raidfs; its log tells more"
+            raise
+
+    def _mount(self) -> None:
+        name = f"raidfs:{self.assembly.label.volume_name}".replace("\\", "\\\\")
+        options = {"subtype=raidfs", "default_permissions", *self.options.fuse_options}
+        options.add("fsname=" + name.replace(",", "\\,"))
+        if self.options.read_only:
+            options.add("ro")
+        operations = FuseOperations(self.volume)
+        with _captured_stderr() as text:
+            try:
+                pyfuse3.init(operations, self.mountpoint, options)
+            except RuntimeError as error:
+                raise UsageError(
+                    f"can't mount on {self.mountpoint}: {text() or error};"
+                    " check the mount options and your rights on the mountpoint",
+                    errno.EPERM,
+                ) from error
+        self._session = True
+
+    def _unmount(self) -> None:
+        """Takes the mount away if it is still there. Lazily: open files keep nothing alive."""
+        if not self._session:
+            return
+        self._session = False
+        with contextlib.suppress(OSError):
+            self.registration.closing()
+        with _captured_stderr():
+            pyfuse3.close(unmount=True)
+
+    async def _close_volume(self) -> None:
+        """Promise 2. Whatever happens to the asker, the last cut is made."""
+        with trio.CancelScope(shield=True):
+            try:
+                await self.store.stop()
+                log.info("%s is closed", self.assembly.label.volume_name)
+            except RaidfsError as error:
+                self._outcome.error = f"the last changes could not be made durable: {error}"
+                self.report(RaidfsError(self._outcome.error))
+            self._outcome.known.set()
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            async for number in received:
+                log.info("%s: unmounting", signal.Signals(number).name)
+                self.stop()
+
+    def stop(self) -> None:
+        """Ends the mount; pyfuse3.main() returns when the requests under way are answered."""
+        if self._session:
+            pyfuse3.terminate()
+
+    def _tune(self) -> None:
+        """Larger read-ahead than the kernel's default for FUSE (measured: 128 KiB halves
+        sequential reads). Root only; others go without."""
+        for mounted in mounts.all_mounts():
+            if mounted.mountpoint == self.mountpoint and mounted.kind == mounts.FILESYSTEM_TYPE:
+                with contextlib.suppress(OSError):
+                    setting = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+                    setting.write_text(f"{READ_AHEAD_KIB}\n")
+
+    # -- the control socket -----------------------------------------------------------------------
+
+    def _handlers(self) -> dict[type[Request], Handler]:
+        return {
+            StatusRequest: self._status,
+            StatisticsRequest: self._statistics,
+            SyncRequest: self._sync,
+            WaitRequest: self._wait,
+            StopRequest: self._stop,
+            MemberFailRequest: self._fail_member,
+        }
+
+    async def _status(self, _: StatusRequest) -> VolumeStatus:
+        return self.status()
+
+    def status(self) -> VolumeStatus:
+        """The volume as it is now."""
+        return describe(store_condition(self.store, self.mountpoint))
+
+    async def _statistics(self, _: StatisticsRequest) -> dict[str, Any]:
+        return {
+            "store": self.store.statistics(),
+            "pages": self.store.pages.statistics(),
+            "inodes": self.volume.statistics(),
+            "kernel": native.kernel_selected(),
+        }
+
+    async def _sync(self, _: SyncRequest) -> None:
+        await self.store.commit()
+
+    async def _wait(self, _: WaitRequest) -> None:
+        await self._outcome.known.wait()
+        if self._outcome.error:
+            raise RaidfsError(self._outcome.error)
+
+    async def _stop(self, _: StopRequest) -> None:
+        self.stop()
+        await self._wait(WaitRequest())
+
+    async def _fail_member(self, request: MemberFailRequest) -> VolumeStatus:
+        await fail_member(self.store, request)
+        return self.status()

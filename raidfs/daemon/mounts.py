@@ -1,0 +1,132 @@
+"""What the kernel says is mounted, and whether a directory may become a mountpoint.
+
+1. Nothing here looks into a mounted directory: a mount whose daemon hangs would hang us too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raidfs.errors import UsageError
+
+FILESYSTEM_TYPE = "fuse.raidfs"
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo. `device` is major:minor."""
+
+    mountpoint: str
+    kind: str
+    source: str
+    device: str
+
+
+def _unescape(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """All mounts in the order of mounting (proc(5): fields after ` - ` are type and source)."""
+    mounts = []
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, rest = before.split(" "), after.split(" ")
+        if separator and len(fields) >= 6 and len(rest) >= 2:
+            mounts.append(Mount(_unescape(fields[4]), rest[0], _unescape(rest[1]), fields[2]))
+    return mounts
+
+
+def all_mounts() -> list[Mount]:
+    """What is mounted where, as this process sees it."""
+    raw = Path("/proc/self/mountinfo").read_bytes()
+    return parse_mountinfo(os.fsdecode(raw))
+
+
+def resolve(path: str | os.PathLike[str]) -> str:
+    """`path` without links, its last part left alone: that one may be a mount that hangs."""
+    full = os.path.abspath(path)
+    parent, name = os.path.split(full)
+    return os.path.join(os.path.realpath(parent), name) if name else full
+
+
+def mount_at(path: str | os.PathLike[str]) -> Mount | None:
+    """The mount whose root is `path`, the topmost if there are several."""
+    wanted = resolve(path)
+    found = [mount for mount in all_mounts() if mount.mountpoint == wanted]
+    if not found and os.path.islink(wanted):
+        return mount_at(os.path.realpath(wanted))
+    return found[-1] if found else None
+
+
+def is_mounted(mountpoint: str) -> bool:
+    """Whether a raidfs volume is mounted there now."""
+    return any(m.mountpoint == mountpoint and m.kind == FILESYSTEM_TYPE for m in all_mounts())
+
+
+def check_mountpoint(path: str) -> str:
+    """The absolute mountpoint, or a UsageError that says what is wrong with it."""
+    full = resolve(path)
+    mounted = mount_at(full)
+    try:
+        found = os.stat(full)
+    except FileNotFoundError:
+        raise UsageError(
+            f"mountpoint {path} doesn't exist; create it: mkdir -p {path}", errno.ENOENT
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) or mounted is not None:
+            raise UsageError(
+                f"mountpoint {path} is a stale mount, left by a daemon that has died;"
+                f" clear it first: umount -l {path}",
+                errno.EBUSY,
+            ) from None
+        raise UsageError(f"can't use mountpoint {path}: {error.strerror}", error.errno) from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"mountpoint {path} is not a directory; name one", errno.ENOTDIR)
+    if mounted is not None:
+        raise UsageError(
+            f"mountpoint {path} is busy: {mounted.source} ({mounted.kind}) is mounted there;"
+            f" unmount it first (umount {path}) or name another directory",
+            errno.EBUSY,
+        )
+    return os.path.realpath(full)
+
+
+def check_apart(mountpoint: str, members: Iterable[str]) -> None:
+    """A member below its own mountpoint would be hidden by it; the reverse would hide the member's
+    files from the administrator and the mount from its own volume's growth."""
+    inside = Path(mountpoint)
+    for member in members:
+        path = Path(os.path.realpath(member))
+        if path == inside or inside in path.parents:
+            raise UsageError(
+                f"member {member} lies below the mountpoint {mountpoint}, which would hide it;"
+                " mount elsewhere"
+            )
+        if path in inside.parents:
+            raise UsageError(
+                f"mountpoint {mountpoint} lies inside member {member};"
+                " only raidfs may write there: mount elsewhere"
+            )
+
+
+def check_fuse_device() -> None:
+    """UsageError unless the kernel's FUSE device is there."""
+    try:
+        kind = os.stat("/dev/fuse").st_mode
+    except OSError:
+        kind = 0
+    if not stat.S_ISCHR(kind):
+        raise UsageError(
+            "/dev/fuse is missing: load the kernel module (modprobe fuse), or start the container"
+            " with --device /dev/fuse; without FUSE, raidfs-ctl extract copies files out",
+            errno.ENODEV,
+        )

@@ -1,0 +1,430 @@
+"""The inodes in memory: a bounded cache, what changed since the last cut, what the kernel knows.
+
+Words: an inode is *pinned* while it is open, in use by an operation, dirty, or resident (its pages
+are in `Pages`); others may be forgotten at any time and read again. It is *dirty* while its row in
+memory is newer than the one in the metadata. It is an *orphan* once no name leads to it; it lives
+on while it is open or the kernel refers to it, and is reaped, data and all, when the last of these
+goes.
+
+Every operation that changes something follows one skeleton:
+
+    look up and check; raise FsError          nothing has changed yet, nothing needs undoing
+    with inodes.change(parent, inode) as e:   read-only? then versions split; names, xattrs change:
+        meta...(e, ...)                       all of it, or, when a statement fails, none of it
+    inode.row.nlink += 1; inodes.stamp(...)   rows in memory: can't fail, saved by the cut
+
+ 1. The version of an inode splits before the first change of an epoch to it, its names or its
+    xattrs reaches the metadata (so the versions name all there is to undo), and while failing is
+    still possible: a cut only updates rows in place.
+ 2. What `save_dirty` writes at a cut is every change told before it, O(changed inodes).
+ 3. Size, mtime and ctime of a resident file belong to `Pages`; of all others to the row.
+ 4. Memory: `cached_max` inodes that nobody needs, those pinned, and below 8 bytes for each that
+    the kernel refers to (where inode numbers lie close together).
+ 5. Inode numbers are never used twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import FsError, RaidfsError
+from .attributes import Attributes
+
+if TYPE_CHECKING:
+    from ..pages import Sealed
+    from ..store.meta import InodeRow
+    from ..store.store import Store
+
+CACHED_MAX = 20_000
+DIRTY_MAX = 8192
+LOOK_EVERY = 32
+UNIT_BYTES = 512  # of st_blocks
+
+
+class Inode:
+    """One inode in memory. `row` is its live version; see the module for the other words."""
+
+    __slots__ = ("capability", "dirty", "gone", "opens", "pins", "resident", "row")
+
+    def __init__(self, row: InodeRow) -> None:
+        self.row = row
+        self.pins = 0
+        self.opens = 0
+        self.dirty = False
+        self.resident = False
+        self.gone = False
+        self.capability: bool | None = None  # has the xattr security.capability; None: not known
+
+    @property
+    def ino(self) -> int:
+        return self.row.ino
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.row.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.row.mode)
+
+
+class References:
+    """How often the kernel looked up each inode and has not forgotten it: 4 bytes per counter in
+    chunks of 4096, a chunk freed when all in it are zero."""
+
+    CHUNK = 4096
+    LARGE = 1 << 31
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, array[int]] = {}
+        self._used: dict[int, int] = {}  # counters above zero in each chunk
+        self._large: dict[int, int] = {}  # multiples of LARGE that did not fit their counter
+        self.inodes = 0
+
+    def add(self, ino: int, count: int = 1) -> None:
+        number, position = divmod(ino, self.CHUNK)
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = array("I", bytes(4 * self.CHUNK))
+            self._used[number] = 0
+        before = chunk[position]
+        if before == 0 and ino not in self._large:
+            self._used[number] += 1
+            self.inodes += 1
+        large, rest = divmod(before + count, self.LARGE)
+        if large:
+            self._large[ino] = self._large.get(ino, 0) + large
+        chunk[position] = rest
+
+    def count(self, ino: int) -> int:
+        chunk = self._chunks.get(ino // self.CHUNK)
+        if chunk is None:
+            return 0
+        return chunk[ino % self.CHUNK] + self._large.get(ino, 0) * self.LARGE
+
+    def take(self, ino: int, count: int) -> bool:
+        """Forget `count` of them (at most all); True when none is left."""
+        before = self.count(ino)
+        if before == 0:
+            return True
+        number, position = divmod(ino, self.CHUNK)
+        large, rest = divmod(max(0, before - count), self.LARGE)
+        self._chunks[number][position] = rest
+        self._large.pop(ino, None)
+        if large:
+            self._large[ino] = large
+        if large or rest:
+            return False
+        self.inodes -= 1
+        self._used[number] -= 1
+        if self._used[number] == 0:
+            del self._chunks[number], self._used[number]
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class InodeStatistics:
+    """A moment's figures: inodes in memory; of these pinned, dirty, resident though closed; orphans
+    not yet reaped; inodes that the kernel refers to."""
+
+    cached: int
+    pinned: int
+    dirty: int
+    closed_resident: int
+    orphans: int
+    referenced: int
+
+
+class Inodes:
+    """The inode cache of one volume and the rules by which inodes change, live and go."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], int],
+        cached_max: int = CACHED_MAX,
+        dirty_max: int = DIRTY_MAX,
+    ) -> None:
+        assert cached_max >= 16  # one operation holds a few
+        self.store = store
+        self.meta = store.meta
+        self.pages = store.pages
+        self.clock = clock
+        self.cached_max = cached_max
+        self.dirty_max = dirty_max
+        self.references = References()
+        self._idle: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
+        self._pinned: dict[int, Inode] = {}
+        self._dirty: dict[int, Inode] = {}
+        self._closed: OrderedDict[int, Inode] = OrderedDict()  # resident but not open
+        self._orphans: set[int] = set()
+        self._until_look = LOOK_EVERY  # calls of `ready` until it looks again
+
+    # -- the cache --------------------------------------------------------------------------------
+
+    def get(self, ino: int) -> Inode:
+        """The inode; FsError(ESTALE) if there is none of that number."""
+        inode = self._pinned.get(ino)
+        if inode is not None:
+            return inode
+        inode = self._idle.get(ino)
+        if inode is not None:
+            self._idle.move_to_end(ino)
+            return inode
+        row = self.meta.inode(ino)
+        if row is None:
+            raise FsError(errno.ESTALE, "the file is gone")
+        return self._admit(Inode(row))
+
+    def parent(self, ino: int) -> int:
+        """The directory that holds a directory. Leaves the cache as it is: a path may be longer
+        than the cache, and the caller holds inodes of it."""
+        inode = self._pinned.get(ino) or self._idle.get(ino)
+        row = inode.row if inode is not None else self.meta.inode(ino)
+        assert row is not None
+        return row.parent
+
+    def add(self, row: InodeRow) -> Inode:
+        """An inode that `meta.insert_inode` has just stored."""
+        inode = self._admit(Inode(row))
+        self._mark(inode)
+        return inode
+
+    def _admit(self, inode: Inode) -> Inode:
+        self._idle[inode.ino] = inode
+        self._shrink()
+        return inode
+
+    def _shrink(self) -> None:
+        while len(self._idle) > self.cached_max:
+            self._idle.popitem(last=False)
+
+    def pin(self, inode: Inode) -> None:
+        if inode.pins == 0:
+            del self._idle[inode.ino]
+            self._pinned[inode.ino] = inode
+        inode.pins += 1
+
+    def unpin(self, inode: Inode) -> None:
+        assert inode.pins > 0
+        inode.pins -= 1
+        if inode.pins == 0:
+            del self._pinned[inode.ino]
+            if not inode.gone:
+                self._idle[inode.ino] = inode
+                self._shrink()
+
+    @contextmanager
+    def held(self, ino: int) -> Iterator[Inode]:
+        """The inode, kept as if open while an operation awaits."""
+        inode = self.get(ino)
+        self.open(inode)
+        try:
+            yield inode
+        finally:
+            self.close(inode)
+
+    # -- changes ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def change(self, *inodes: Inode, freeing: bool = False) -> Iterator[int]:
+        """The changing part of an operation: yields the epoch; see the skeleton above. `freeing`:
+        it gives room back, so it may use the last reserve."""
+        self.store.writable()
+        epoch = self.store.epoch
+        with self.meta.atomic(freeing):
+            for inode in inodes:
+                if inode.row.born != epoch:
+                    self.meta.save_inode(epoch, inode.row)
+            yield epoch
+        for inode in inodes:
+            self._mark(inode)
+
+    def _mark(self, inode: Inode) -> None:
+        if not inode.dirty:
+            inode.dirty = True
+            self.pin(inode)
+            self._dirty[inode.ino] = inode
+            if len(self._dirty) >= self.dirty_max:
+                self.store.request_cut()
+            else:
+                self.store.changed()
+
+    def stamp(self, inode: Inode, mtime_ns: int | None, ctime_ns: int | None) -> None:
+        """Set times where they live (promise 3). Only after `change`, or nobody saves them."""
+        if inode.resident:
+            self.pages.set_times(inode.ino, mtime_ns, ctime_ns)
+            return
+        if mtime_ns is not None:
+            inode.row.mtime_ns = mtime_ns
+        if ctime_ns is not None:
+            inode.row.ctime_ns = ctime_ns
+
+    def save_dirty(self, sealed: Sealed) -> None:
+        """The store's `on_cut`: the closing epoch gets what it changed."""
+        with self.meta.reserve():
+            self._save_dirty(self.store.epoch, sealed)
+        self._evict_closed(len(self._closed))
+
+    def _save_dirty(self, epoch: int, sealed: Sealed) -> None:
+        columns = (sealed.inos, sealed.sizes, sealed.mtimes, sealed.ctimes)
+        for ino, size, mtime_ns, ctime_ns in zip(*(c.tolist() for c in columns), strict=True):
+            inode = self._pinned[ino]  # because it is resident
+            inode.row.size, inode.row.mtime_ns, inode.row.ctime_ns = size, mtime_ns, ctime_ns
+            if not inode.dirty:
+                self.meta.save_inode(epoch, inode.row)
+        for inode in list(self._dirty.values()):
+            self.meta.save_inode(epoch, inode.row)
+            self._clean(inode)
+
+    def _clean(self, inode: Inode) -> None:
+        if inode.dirty:
+            inode.dirty = False
+            del self._dirty[inode.ino]
+            self.unpin(inode)
+
+    async def ready(self) -> None:
+        """Wait until the metadata has room for more changes before the next commit. Names change in
+        plain functions, which can't wait; who calls many of them awaits this before each."""
+        self._until_look -= 1
+        if self._until_look > 0:
+            return
+        self._until_look = LOOK_EVERY
+        while self.meta.pressure and self.store.dirty and self.store.failed is None:
+            await self.store.commit()
+
+    # -- open, resident, referred to --------------------------------------------------------------
+
+    def open(self, inode: Inode) -> None:
+        inode.opens += 1
+        self.pin(inode)
+
+    def close(self, inode: Inode) -> None:
+        """The counterpart of `open`: pages may leave memory, an orphan may go."""
+        assert inode.opens > 0
+        inode.opens -= 1
+        self.reap_if_unused(inode)
+        if inode.opens == 0 and inode.resident:
+            self._closed[inode.ino] = inode
+            self._evict_closed(2)
+        self.unpin(inode)
+
+    def make_resident(self, inode: Inode) -> None:
+        """Let `Pages` own size and times. The inode must be open."""
+        assert inode.opens and inode.is_file
+        if inode.resident:
+            self._closed.pop(inode.ino, None)
+            return
+        row = inode.row
+        self.pages.load(row.ino, row.size, row.mtime_ns, row.ctime_ns)
+        inode.resident = True
+        self.pin(inode)
+
+    def _evict_closed(self, count: int) -> None:
+        """Try to drop the pages of the files closed longest ago; those with dirty pages go to the
+        end of the queue, until the flusher is through with them."""
+        for _ in range(min(count, len(self._closed))):
+            ino, inode = self._closed.popitem(last=False)
+            if inode.opens:
+                continue
+            if self.pages.evict(ino):
+                inode.resident = False
+                self.unpin(inode)
+            else:
+                self._closed[ino] = inode
+
+    def refer(self, ino: int, count: int = 1) -> None:
+        """The kernel was told of the inode."""
+        self.references.add(ino, count)
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel has forgotten the inode `count` times."""
+        if self.references.take(ino, count) and ino in self._orphans:
+            self.reap_if_unused(self.get(ino))
+
+    # -- orphans ----------------------------------------------------------------------------------
+
+    def lost_a_name(self, inode: Inode) -> None:
+        """After a change took a name from the inode (nlink says how many are left)."""
+        if inode.row.nlink == 0:
+            self._orphans.add(inode.ino)
+            self.reap_if_unused(inode)
+
+    def reap_if_unused(self, inode: Inode) -> None:
+        """Remove an orphan that is neither open nor referred to. Without room or on a read-only
+        volume it stays for the next mount."""
+        if inode.row.nlink or inode.opens or inode.gone or self.references.count(inode.ino):
+            return
+        with suppress(RaidfsError):
+            self._reap(inode)
+
+    def _reap(self, inode: Inode) -> None:
+        ino = inode.ino
+        with self.change(freeing=True) as epoch:
+            self.meta.remove_inode(epoch, ino)
+            if inode.row.xattrs:
+                self.meta.remove_xattrs(epoch, ino)
+        inode.gone = True
+        self._orphans.discard(ino)
+        if inode.is_file and (inode.resident or inode.row.size):
+            self.pages.drop(ino)
+        self._closed.pop(ino, None)
+        self._clean(inode)
+        if inode.resident:
+            inode.resident = False
+            self.unpin(inode)
+        self._idle.pop(ino, None)
+
+    def reap_orphans(self) -> int:
+        """At mount, before anything is open: remove what a crash left. Returns how many."""
+        orphans = self.meta.orphans()
+        for ino in orphans:
+            self._reap(self.get(ino))
+        return len(orphans)
+
+    # -- what stat tells --------------------------------------------------------------------------
+
+    def attributes(self, inode: Inode) -> Attributes:
+        row = inode.row
+        size, mtime_ns, ctime_ns = self.size_and_times(inode)
+        if inode.is_directory:
+            size = self.store.cell_bytes  # a custom older than any use of it
+        return Attributes(
+            row.ino,
+            row.generation,
+            row.mode,
+            row.nlink,
+            row.uid,
+            row.gid,
+            row.rdev,
+            size,
+            -(-size // UNIT_BYTES) if inode.is_file else 0,
+            self.store.cell_bytes,
+            row.atime_ns,
+            mtime_ns,
+            ctime_ns,
+            row.btime_ns,
+        )
+
+    def size_and_times(self, inode: Inode) -> tuple[int, int, int]:
+        """(size, mtime_ns, ctime_ns) from where they live (promise 3)."""
+        if inode.resident:
+            return self.pages.attributes(inode.ino)
+        return inode.row.size, inode.row.mtime_ns, inode.row.ctime_ns
+
+    def statistics(self) -> InodeStatistics:
+        return InodeStatistics(
+            len(self._idle) + len(self._pinned),
+            len(self._pinned),
+            len(self._dirty),
+            len(self._closed),
+            len(self._orphans),
+            self.references.inodes,
+        )

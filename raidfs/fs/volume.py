@@ -1,0 +1,277 @@
+"""A volume as a filesystem: every file operation on one page, for whoever speaks to the kernel.
+
+    kernel adapter --> Volume --> Names   directories and what stands in them
+                                  Xattrs  extended attributes, access control lists
+                                  Files   content
+                                  all three --> Inodes --> Meta, Pages, Store
+
+Inodes go by number, names and xattrs are bytes, errors are FsError (POSIX outcomes), ReadOnly,
+OutOfSpace and other RaidfsErrors, each with an errno. Only operations that may wait are `async`, so
+each of the others is atomic. Permissions are the kernel's matter (`default_permissions`); the mode
+bits, owners and times that an operation changes are ours.
+
+ 1. lookup, create, mkdir, mknod, symlink and link count one reference of the kernel's to the inode
+    they return; `remember` counts those that readdirplus handed out; `forget` takes them back.
+ 2. What an operation returned without error is in every cut from then on, whole.
+ 3. `fsync` returns when everything told before it is durable.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import FsError
+from .attributes import Attributes, Caller, Changes, Entry, GroupsOf, Usage, in_group
+from .file import Buffer, Files
+from .inode import CACHED_MAX, DIRTY_MAX, Inode, Inodes, InodeStatistics
+from .names import Names
+from .xattr import Xattrs
+
+if TYPE_CHECKING:
+    from ..store.store import Store
+
+INODE_BYTES = 400  # what a small file takes in the metadata, for the count of files that still fit
+_TIME_MAX = 2**63 - 1
+
+
+def no_groups(caller: Caller) -> tuple[int, ...]:
+    """Where supplementary groups can't be asked for."""
+    return ()
+
+
+class Volume:
+    """One mounted volume. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], int] | None = None,
+        groups_of: GroupsOf = no_groups,
+        noatime: bool = False,
+        cached_max: int = CACHED_MAX,
+        dirty_max: int = DIRTY_MAX,
+    ) -> None:
+        self.store = store
+        self.clock = clock or store.clock
+        self.groups_of = groups_of
+        self.inodes = Inodes(store, self.clock, cached_max, dirty_max)
+        self.xattrs = Xattrs(self.inodes, groups_of)
+        self.names = Names(self.inodes, self.xattrs, groups_of)
+        self.files = Files(self.inodes, self.xattrs, noatime=noatime)
+        store.on_cut = self.inodes.save_dirty
+
+    def reap_orphans(self) -> int:
+        """After a mount for writing: remove files that were open and nameless when a crash came."""
+        return self.inodes.reap_orphans()
+
+    async def ready(self) -> None:
+        """Await this before each change of names, attributes, xattrs: it lets the flusher keep up.
+        Without it, many changes in a row end in OutOfSpace where the metadata's log is small."""
+        await self.inodes.ready()
+
+    # -- references -------------------------------------------------------------------------------
+
+    def _told(self, inode: Inode) -> Attributes:
+        """The reply that makes the kernel refer to the inode."""
+        self.inodes.refer(inode.ino)
+        return self.inodes.attributes(inode)
+
+    def remember(self, ino: int, count: int = 1) -> None:
+        self.inodes.refer(ino, count)
+
+    def forget(self, ino: int, count: int = 1) -> None:
+        self.inodes.forget(ino, count)
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """ENOENT when there is none; b"." and b".." work too."""
+        return self._told(self.names.lookup(parent, name))
+
+    def parent_of(self, ino: int) -> int:
+        """The directory that holds a directory; the root's is the root."""
+        return self.names.parent_of(self.names.directory(ino))
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> Attributes:
+        """A new regular file, opened: `release` it. One that exists is opened, unless O_EXCL."""
+        try:
+            made = self.names.make(parent, name, stat.S_IFREG | mode & 0o7777, caller)
+        except FsError as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            found = self.names.lookup(parent, name)
+            self.files.open(found.ino, flags, kill_privileges=caller.uid != 0)
+            return self._told(found)
+        self.files.open_inode(made)
+        return self._told(made)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
+        """A file, fifo, socket or device, by the type bits of `mode` (none: a file)."""
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        if kind in (stat.S_IFDIR, stat.S_IFLNK):
+            raise FsError(errno.EINVAL)
+        return self._told(self.names.make(parent, name, kind | mode & 0o7777, caller, rdev=rdev))
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        return self._told(self.names.make(parent, name, stat.S_IFDIR | mode & 0o7777, caller))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        return self._told(self.names.symlink(parent, name, target, caller))
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        return self._told(self.names.link(ino, parent, name))
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self.names.unlink(parent, name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        self.names.rmdir(parent, name)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> None:
+        """`flags`: 0, RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        self.names.rename(parent, name, new_parent, new_name, flags)
+
+    def readlink(self, ino: int) -> bytes:
+        inode = self.inodes.get(ino)
+        if inode.row.target is None:
+            raise FsError(errno.EINVAL)
+        self.files.accessed(inode)
+        return inode.row.target
+
+    def opendir(self, ino: int) -> None:
+        """Each needs a `release`."""
+        self.inodes.open(self.names.directory(ino))
+
+    def readdir(self, ino: int, after: int, limit: int) -> list[Entry]:
+        """At most `limit` entries after cookie `after` (0: from the start), first "." and "..". No
+        entry means the end. Cookies stay valid for as long as the directory lives."""
+        if after == 0:
+            self.files.accessed(self.names.directory(ino))
+        return self.names.entries(ino, after, limit)
+
+    # -- attributes -------------------------------------------------------------------------------
+
+    def getattr(self, ino: int) -> Attributes:
+        return self.inodes.attributes(self.inodes.get(ino))
+
+    async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Attributes:
+        """chmod, chown, utimens and truncate, any of them in one piece."""
+        if changes.size is None:
+            inode = self.inodes.get(ino)
+            if changes != Changes():
+                self._change(inode, changes, caller)
+            return self.inodes.attributes(inode)
+        with self.inodes.held(ino) as inode:
+            self.files.check_size(inode, changes.size)
+            self.inodes.make_resident(inode)
+            await self.store.reserve(1, privileged=True)
+            try:
+                base = await self.files.tail_base(inode, changes.size)
+                # No await from here on: all changes happen at once.
+                self._change(inode, changes, caller, base)
+            finally:
+                self.store.release(1)
+            return self.inodes.attributes(inode)
+
+    def _change(
+        self, inode: Inode, changes: Changes, caller: Caller, base: bytes | None = None
+    ) -> None:
+        """Apply `changes` at once; `base` is what the truncate among them needs."""
+        row = inode.row
+        mode, xattrs = row.mode, dict[bytes, bytes | None]()
+        chown = changes.uid is not None or changes.gid is not None
+        if chown or changes.size is not None:
+            lost = self.xattrs.privileges(inode, chown or caller.uid != 0)
+            mode, xattrs = lost if lost is not None else (mode, xattrs)
+        gid = row.gid if changes.gid is None else changes.gid
+        if changes.mode is not None:
+            mode = stat.S_IFMT(mode) | changes.mode & 0o7777
+            if mode & stat.S_ISGID and not in_group(caller, gid, self.groups_of):
+                mode &= ~stat.S_ISGID
+            xattrs = xattrs | self.xattrs.access_after_chmod(inode, mode)
+        with self.inodes.change(inode, freeing=changes.size is not None) as epoch:
+            difference = self.xattrs.write(epoch, inode, xattrs)
+        row.xattrs += difference
+        inode.capability = None if xattrs else inode.capability
+        row.mode, row.gid = mode, gid
+        row.uid = row.uid if changes.uid is None else changes.uid
+        now_ns = self.clock()
+        if changes.size is not None:
+            self.store.pages.truncate(inode.ino, changes.size, now_ns, base)
+        if changes.atime_ns is not None:
+            row.atime_ns = _time(changes.atime_ns)
+        mtime_ns = None if changes.mtime_ns is None else _time(changes.mtime_ns)
+        ctime_ns = now_ns if changes.ctime_ns is None else _time(changes.ctime_ns)
+        self.inodes.stamp(inode, mtime_ns, ctime_ns)
+
+    def statfs(self) -> Usage:
+        """Room in cells, as the present members and code give it; files by the metadata's room."""
+        usage = self.store.space.usage()
+        used_bytes, limit_bytes = self.store.meta.room()
+        files_free = max(0, limit_bytes - used_bytes) // INODE_BYTES
+        files = self.store.meta.count_inodes()
+        return Usage(
+            self.store.cell_bytes,
+            usage.total_cells,
+            usage.free_cells,
+            files + files_free,
+            files_free,
+        )
+
+    # -- content ----------------------------------------------------------------------------------
+
+    def open(self, ino: int, flags: int, *, kill_privileges: bool = False) -> None:
+        """By the flags of open(2); O_TRUNC empties the file. Each open needs a `release`."""
+        self.files.open(ino, flags, kill_privileges=kill_privileges)
+
+    def release(self, ino: int) -> None:
+        """The end of one open, opendir or create."""
+        self.files.release(ino)
+
+    async def read(self, ino: int, offset: int, nbytes: int) -> memoryview | bytes:
+        """At most `nbytes`; fewer only at the end of the file."""
+        return await self.files.read(ino, offset, nbytes)
+
+    async def write(
+        self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = False
+    ) -> int:
+        """Returns how many bytes were written. `kill_privileges`: clear setuid and setgid as for a
+        writer without CAP_FSETID, where the kernel leaves that to us."""
+        return await self.files.write(ino, offset, data, kill_privileges=kill_privileges)
+
+    def flush(self, ino: int) -> None:
+        """close(2) of one descriptor: nothing to do, and no promise."""
+
+    async def fsync(self, ino: int) -> None:
+        """Everything told so far, of this file and all others, is durable on return."""
+        await self.store.commit()
+
+    # -- extended attributes ----------------------------------------------------------------------
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        return self.xattrs.get(ino, name)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+        """`flags`: 0, xattr.CREATE or xattr.REPLACE."""
+        self.xattrs.put(ino, name, value, flags, caller)
+
+    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
+        return self.xattrs.names(ino, caller)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        self.xattrs.remove(ino, name)
+
+    def statistics(self) -> InodeStatistics:
+        return self.inodes.statistics()
+
+
+def _time(time_ns: int) -> int:
+    """A time as the format can hold it: 1677 to 2262."""
+    return max(-_TIME_MAX, min(_TIME_MAX, time_ns))

@@ -1,0 +1,326 @@
+"""What memory knows of files that is newer than what lies on the members: sizes, times, pages.
+
+A thin skin over csrc/pages.c, where the words (resident, generation, layer, cell, cut, base), the
+invariants and the lookup rule stand. Python and the C threads use the same calls.
+
+ 1. Any thread may call anything at any time; no call waits for more than the others' copying.
+ 2. No Python loop per page: what is many goes in and out as numpy arrays.
+ 3. A mistake of the caller (a base not given, a generation retired out of order, a range beyond
+    2**63 - 1) is an assertion and has changed nothing; a file that isn't resident is a KeyError.
+ 4. A sealed generation doesn't change: addresses from `sealed_cells` hold the same bytes until
+    `retire`, whatever is written meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raidfs._native import ffi, lib
+
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+Buffer = bytes | bytearray | memoryview | NDArray[Any]
+
+LEAF_PAGES = 256
+CELL_BYTES_MIN, CELL_BYTES_MAX = 4096, 65536
+FILE_BYTES_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sealed:
+    """A generation just sealed: the files it dirtied, in the order of their first change in it."""
+
+    generation: int
+    inos: U64
+    sizes: I64
+    mtimes: I64
+    ctimes: I64
+
+
+@dataclass(frozen=True, slots=True)
+class PagesStatistics:
+    """One look at all the counters, taken together."""
+
+    generation: int
+    generations_sealed: int
+    resident: int
+    open_files: int
+    open_cells: int
+    dirty_cells: int
+    table_bytes: int
+    layer_bytes: int
+    cell_pool_bytes: int
+    cell_pool_free_bytes: int
+    leaves: int
+    leaf_bytes: int
+    leaf_hits: int
+    leaf_misses: int
+
+
+def _failed(result: int, ino: int) -> NoReturn:
+    if result == -errno.ENOENT:
+        raise KeyError(ino)
+    if result == -errno.ENOMEM:
+        raise MemoryError
+    reason = {
+        -errno.EAGAIN: "the base of a page is needed and was not given",
+        -errno.ESTALE: "the file was dropped",
+        -errno.EINVAL: "an argument makes no sense",
+    }
+    raise AssertionError(f"pages, inode {ino}: {reason.get(result, result)}")
+
+
+def _u64(count: int) -> U64:
+    return np.empty(count, np.uint64)
+
+
+class Pages:
+    """The resident files of one volume. `generation` is the open one, equal to the open epoch."""
+
+    def __init__(
+        self,
+        cell_bytes: int,
+        leaf_bytes_max: int = 32 << 20,
+        generation: int = 1,
+        *,
+        pool_bytes_kept: int = 64 << 20,
+    ) -> None:
+        """`pool_bytes_kept`: memory of freed cells kept for the next ones, not given back."""
+        assert CELL_BYTES_MIN <= cell_bytes <= CELL_BYTES_MAX
+        assert cell_bytes & (cell_bytes - 1) == 0, cell_bytes
+        pages = lib.rf_pages_new(cell_bytes, leaf_bytes_max, pool_bytes_kept, generation)
+        if not pages:
+            raise MemoryError
+        self._pages = ffi.gc(pages, lib.rf_pages_free)
+        self.cell_bytes = cell_bytes
+
+    # ---- files ----
+
+    def load(self, ino: int, size: int, mtime_ns: int, ctime_ns: int) -> None:
+        """Makes a file resident; one that is resident stays as it is."""
+        result = lib.rf_pages_load(self._pages, ino, size, mtime_ns, ctime_ns)
+        if result < 0:
+            _failed(result, ino)
+
+    def resident(self, ino: int) -> bool:
+        return bool(lib.rf_pages_resident(self._pages, ino))
+
+    def evict(self, ino: int) -> bool:
+        """Forgets a file and its leaves. False, and kept: a generation still needs it."""
+        return bool(lib.rf_pages_evict(self._pages, ino))
+
+    def drop(self, ino: int) -> None:
+        """The file is gone for good: no later `seal` reports it, its open cells are freed, a cut at
+        0 is recorded. It needn't be resident. With its last generation it is forgotten."""
+        result = lib.rf_pages_drop(self._pages, ino)
+        if result < 0:
+            _failed(result, ino)
+
+    def attributes(self, ino: int) -> tuple[int, int, int]:
+        """Size, mtime_ns, ctime_ns."""
+        out = ffi.new("struct rf_attributes *")
+        result = lib.rf_pages_attributes(self._pages, ino, out)
+        if result < 0:
+            _failed(result, ino)
+        return out.size, out.mtime_ns, out.ctime_ns
+
+    def set_times(self, ino: int, mtime_ns: int | None, ctime_ns: int | None) -> None:
+        """None leaves a time as it is. The next seal reports the file, unless both are None."""
+        mtime = ffi.NULL if mtime_ns is None else ffi.new("int64_t *", mtime_ns)
+        ctime = ffi.NULL if ctime_ns is None else ffi.new("int64_t *", ctime_ns)
+        result = lib.rf_pages_set_times(self._pages, ino, mtime, ctime)
+        if result < 0:
+            _failed(result, ino)
+
+    # ---- pages ----
+
+    def cost(self, ino: int, offset: int, nbytes: int) -> int:
+        """How many cells `write` would add to the open generation."""
+        result: int = lib.rf_pages_cost(self._pages, ino, offset, nbytes)
+        if result < 0:
+            _failed(result, ino)
+        return result
+
+    def missing(self, ino: int, offset: int, nbytes: int) -> U64:
+        """The pages (0 to 2, ascending) whose base `write` needs."""
+        indexes = _u64(2)
+        at = ffi.from_buffer("uint64_t[]", indexes)
+        result = lib.rf_pages_missing(self._pages, ino, offset, nbytes, at)
+        if result < 0:
+            _failed(result, ino)
+        return indexes[:result]
+
+    def write(
+        self,
+        ino: int,
+        offset: int,
+        data: Buffer,
+        now_ns: int,
+        bases: dict[int, bytes] | None = None,
+    ) -> int:
+        """Into the open generation; returns how many cells that added to it. `bases` holds what
+        `missing` named (more does no harm), each of cell_bytes. Nothing happens for empty data."""
+        source = ffi.from_buffer("uint8_t[]", data)
+        if bases:
+            keep = {index: ffi.from_buffer("uint8_t[]", base) for index, base in bases.items()}
+            assert all(len(base) == self.cell_bytes for base in keep.values())
+            array = ffi.new("struct rf_base[]", [*keep.items()])
+        else:
+            array = ffi.NULL
+        result: int = lib.rf_pages_write(
+            self._pages, ino, offset, source, len(source), now_ns, array, len(bases or ())
+        )
+        if result < 0:
+            _failed(result, ino)
+        return result
+
+    def read(self, ino: int, offset: int, out: Buffer) -> U64:
+        """Fills what memory knows of [offset, offset + len(out)); returns the pages, ascending,
+        that must come from elsewhere; their parts of `out` are untouched. The caller clips to the
+        size; beyond it are zeros."""
+        target = ffi.from_buffer("uint8_t[]", out, require_writable=True)
+        nbytes = len(target)
+        room = nbytes // self.cell_bytes + 2
+        elsewhere = _u64(room)
+        at = ffi.from_buffer("uint64_t[]", elsewhere)
+        result = lib.rf_pages_read(self._pages, ino, offset, target, nbytes, at, room)
+        if result < 0:
+            _failed(result, ino)
+        return elsewhere[:result]
+
+    def truncate(self, ino: int, size: int, now_ns: int, base: bytes | None = None) -> int:
+        """Sets the size; returns by how many cells the open generation changed: at most 1 more, or
+        less by those cut off. `base` is the content of the page that `missing_tail` named."""
+        assert base is None or len(base) == self.cell_bytes
+        change = ffi.new("int64_t *")
+        at = ffi.NULL if base is None else ffi.from_buffer("uint8_t[]", base)
+        result = lib.rf_pages_truncate(self._pages, ino, size, now_ns, at, change)
+        if result < 0:
+            _failed(result, ino)
+        cells: int = change[0]
+        return cells
+
+    def missing_tail(self, ino: int, size: int) -> int | None:
+        """The page whose base a truncate to `size` needs."""
+        index = ffi.new("uint64_t *")
+        result = lib.rf_pages_missing_tail(self._pages, ino, size, index)
+        if result < 0:
+            _failed(result, ino)
+        return index[0] if result else None
+
+    # ---- generations ----
+
+    @property
+    def generation(self) -> int:
+        number: int = lib.rf_pages_generation(self._pages)
+        return number
+
+    @property
+    def open_cells(self) -> int:
+        cells: int = lib.rf_pages_open_cells(self._pages)
+        return cells
+
+    @property
+    def dirty_cells(self) -> int:
+        """Of the open generation and of the sealed ones."""
+        cells: int = lib.rf_pages_dirty_cells(self._pages)
+        return cells
+
+    def seal(self) -> Sealed:
+        """Closes the open generation and opens the next one, in one step for all other threads."""
+        sealed = ffi.new("uint64_t *")
+        while True:
+            room = lib.rf_pages_open_files(self._pages) + 16  # other threads go on dirtying
+            inos = _u64(room)
+            sizes, mtimes, ctimes = (np.empty(room, np.int64) for _ in range(3))
+            files = lib.rf_pages_seal(
+                self._pages,
+                room,
+                ffi.from_buffer("uint64_t[]", inos),
+                ffi.from_buffer("int64_t[]", sizes),
+                ffi.from_buffer("int64_t[]", mtimes),
+                ffi.from_buffer("int64_t[]", ctimes),
+                sealed,
+            )
+            if files >= 0:
+                break
+            if files != -errno.EAGAIN:
+                _failed(files, 0)
+        return Sealed(sealed[0], inos[:files], sizes[:files], mtimes[:files], ctimes[:files])
+
+    def _sealed_counts(self, generation: int) -> tuple[int, int]:
+        counts = ffi.new("uint64_t[2]")
+        result = lib.rf_pages_sealed_counts(self._pages, generation, counts, counts + 1)
+        assert result == 0, f"generation {generation} is not sealed"
+        return counts[0], counts[1]
+
+    def sealed_cells(self, generation: int) -> tuple[U64, U64, U64]:
+        """Inos, page indexes and addresses in memory of its cells, sorted by (ino, index). Only by
+        whoever retires it."""
+        cells, _ = self._sealed_counts(generation)
+        arrays = _u64(cells), _u64(cells), _u64(cells)
+        places = [ffi.from_buffer("uint64_t[]", array) for array in arrays]
+        result = lib.rf_pages_sealed_cells(self._pages, generation, *places)
+        if result < 0:
+            _failed(result, 0)
+        return arrays
+
+    def sealed_cuts(self, generation: int) -> tuple[U64, U64]:
+        """Inos, ascending, and first pages: from there up, what is older is holes. Apply the cuts
+        of a generation before its cells."""
+        _, cuts = self._sealed_counts(generation)
+        arrays = _u64(cuts), _u64(cuts)
+        places = [ffi.from_buffer("uint64_t[]", array) for array in arrays]
+        result = lib.rf_pages_sealed_cuts(self._pages, generation, *places)
+        if result < 0:
+            _failed(result, 0)
+        return arrays
+
+    def retire(self, generation: int) -> None:
+        """Drops the cells and cuts of the oldest sealed generation: the leaves now say the same."""
+        result = lib.rf_pages_retire(self._pages, generation)
+        assert result == 0, f"generation {generation} is not the oldest sealed one"
+
+    # ---- leaves ----
+
+    def leaf(self, ino: int, number: int) -> U64 | None:
+        """A copy of the addresses of pages [256 * number, + 256), or None: not cached."""
+        addresses = _u64(LEAF_PAGES)
+        at = ffi.from_buffer("uint64_t[]", addresses)
+        return addresses if lib.rf_pages_leaf(self._pages, ino, number, at) else None
+
+    def leaf_put(self, ino: int, number: int, addresses: U64) -> None:
+        assert addresses.shape == (LEAF_PAGES,) and addresses.dtype == np.uint64
+        at = ffi.from_buffer("uint64_t[]", np.ascontiguousarray(addresses))
+        result = lib.rf_pages_leaf_put(self._pages, ino, number, at)
+        if result < 0:
+            _failed(result, ino)
+
+    def leaf_forget(self, ino: int, first_number: int = 0) -> None:
+        lib.rf_pages_leaf_forget(self._pages, ino, first_number)
+
+    def leaf_lookup(self, ino: int, indexes: U64) -> tuple[U64, NDArray[np.bool_]]:
+        """For each page its address (0: a hole), and whether its leaf is cached (if not: 0)."""
+        count = len(indexes)
+        assert indexes.dtype == np.uint64
+        addresses = _u64(count)
+        known = np.empty(count, np.bool_)
+        lib.rf_pages_leaf_lookup(
+            self._pages,
+            ino,
+            ffi.from_buffer("uint64_t[]", np.ascontiguousarray(indexes)),
+            count,
+            ffi.from_buffer("uint64_t[]", addresses),
+            ffi.from_buffer("uint8_t[]", known),
+        )
+        return addresses, known
+
+    def statistics(self) -> PagesStatistics:
+        out = ffi.new("struct rf_pages_statistics *")
+        lib.rf_pages_statistics(self._pages, out)
+        return PagesStatistics(*(getattr(out, name) for name in PagesStatistics.__slots__))

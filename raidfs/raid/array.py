@@ -1,0 +1,389 @@
+"""The array: rows written over members, read with their checksums, rebuilt from what is left.
+
+It knows zones (which member holds which column, and the code) and what state each member is in; it
+knows no files and decides no policy: a failed write is reported, and whether a member leaves the
+volume is decided above.
+
+ 1. A cell is handed out only if its CRC-32C matches the one given; otherwise it was rebuilt from
+    its row, checked again, and (where its member is online and healing is on) written back first.
+ 2. Any loss that the zone's code survives is survived, cell by cell: a row needs only enough good
+    cells of its own, wherever the bad ones lie.
+ 3. Healing writes the same bytes that were there, nothing else.
+ 4. Absent cells are zeros by definition: never read or written, and good sources for a rebuild.
+ 5. Every fault is counted at the member that showed it and told to `on_event` by name: ReadError,
+    WriteError, ChecksumError, Healed, Unrecoverable, Fail, DegradedArray. `on_event` is called in
+    the thread that met the fault and must not block.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raidfs import native
+from raidfs.errors import MemberError, Unrecoverable
+from raidfs.raid.code import Code
+from raidfs.raid.member import Member
+from raidfs.raid.rebuild import Bools, Cells, Crcs, Rebuild, runs
+
+OnEvent = Callable[[str, int, str], None]
+
+NO_MEMBER = -1  # the member id of an event that concerns no single member
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneMap:
+    """Where a zone lies. columns: (member id, slot) by column, code.width of them."""
+
+    zone: int
+    code: Code
+    rows: int
+    columns: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.columns) == self.code.width
+        assert len({member for member, _ in self.columns}) == self.code.width
+
+
+@dataclass(slots=True)
+class MemberState:
+    """A member as the array sees it. `member` is None unless online."""
+
+    member: Member | None
+    state: Literal["online", "failed", "missing"]
+    read_errors: int = 0
+    write_errors: int = 0
+    checksum_errors: int = 0
+    healed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayStatistics:
+    """What was done since the array was opened."""
+
+    cells_read: int = 0
+    cells_written: int = 0
+    cells_rebuilt: int = 0
+    cells_healed: int = 0
+    rows_unrecoverable: int = 0
+
+
+class Array:
+    """See the module. All methods may be called from any thread, and block."""
+
+    def __init__(
+        self,
+        states: dict[int, MemberState],
+        cell_bytes: int,
+        on_event: OnEvent,
+        *,
+        heal: bool = True,
+    ) -> None:
+        self.states = states
+        self.cell_bytes = cell_bytes
+        self._on_event = on_event
+        self._heal = heal
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(ArrayStatistics.__dataclass_fields__, 0)
+        self._zero_crc = native.crc32c(bytes(cell_bytes))
+        self._pool = ThreadPoolExecutor(max(2, len(states)), thread_name_prefix="member")
+
+    def close(self) -> None:
+        """Wait for what is under way. The members are not closed: who opened them does that."""
+        self._pool.shutdown()
+
+    def statistics(self) -> ArrayStatistics:
+        with self._lock:
+            return ArrayStatistics(**self._counts)
+
+    def counters(self) -> dict[int, tuple[int, int, int]]:
+        """member -> (read, write, checksum errors)"""
+        with self._lock:
+            return {
+                member_id: (state.read_errors, state.write_errors, state.checksum_errors)
+                for member_id, state in self.states.items()
+            }
+
+    def fail(self, member_id: int, reason: str) -> None:
+        """From now on nothing is read from or written to this member. The label is not ours."""
+        state = self.states[member_id]
+        with self._lock:
+            was, state.state, state.member = state.state, "failed", None
+        if was == "online":
+            self._on_event("Fail", member_id, reason)
+            self._on_event("DegradedArray", NO_MEMBER, f"running without member {member_id}")
+
+    def online(self, zone: ZoneMap, column: int) -> Member | None:
+        """The member that holds the column, if it can be used."""
+        state = self.states.get(zone.columns[column][0])
+        return state.member if state is not None and state.state == "online" else None
+
+    # reading
+
+    def read_run(self, zone: ZoneMap, column: int, row: int, crcs: Crcs, out: Cells) -> Bools:
+        """One contiguous read of len(crcs) cells into out (n, cell_bytes) uint8.
+
+        Returns bool (n,): False where the member is lost, the cell unreadable or its CRC wrong;
+        what `out` holds there means nothing. Never raises for a member's faults.
+        """
+        cells = len(crcs)
+        assert out.shape == (cells, self.cell_bytes) and out.flags.c_contiguous
+        assert row >= 0 and row + cells <= zone.rows
+        good = self._read_cells(zone, column, row, out)
+        if not good.any():
+            return good
+        self._count(cells_read=int(good.sum()))
+        matches: Bools = native.crc32c_cells(out) == crcs
+        wrong = good & ~matches
+        if wrong.any():
+            count = int(wrong.sum())
+            state = self.states[zone.columns[column][0]]
+            with self._lock:
+                state.checksum_errors += count
+            self._tell("ChecksumError", zone, column, row + int(np.argmax(wrong)), count)
+        good &= matches
+        return good
+
+    def _read_cells(self, zone: ZoneMap, column: int, row: int, out: Cells) -> Bools:
+        """bool (n,): what could be read. After an error of the whole, cell by cell."""
+        cells = len(out)
+        good = np.zeros(cells, dtype=np.bool_)
+        member = self.online(zone, column)
+        if member is None or cells == 0:
+            return good
+        member_id, slot = zone.columns[column]
+        offset = row * self.cell_bytes
+        try:
+            member.column_read(zone.zone, column, slot, offset, out.data.cast("B"))
+        except MemberError:
+            pass
+        else:
+            good[:] = True
+            return good
+        error = ""
+        for i in range(cells):
+            try:
+                at = offset + i * self.cell_bytes
+                member.column_read(zone.zone, column, slot, at, out[i].data)
+                good[i] = True
+            except MemberError as cause:
+                error = str(cause)
+        if not good.all():
+            state = self.states[member_id]
+            with self._lock:
+                state.read_errors += int((~good).sum())
+            first, count = row + int(np.argmin(good)), int((~good).sum())
+            self._tell("ReadError", zone, column, first, count, error)
+        return good
+
+    # rebuilding
+
+    def rebuild_row(
+        self, zone: ZoneMap, row: int, crcs: Crcs, present: Bools, wanted: Iterable[int]
+    ) -> dict[int, Cells]:
+        """The wanted columns' cells (cell_bytes,) of one row; crcs and present are (width,).
+
+        Wanted cells count as bad. Raises Unrecoverable if they can't be had.
+        """
+        columns = sorted(set(wanted))
+        mask = np.zeros((1, zone.code.width), dtype=np.bool_)
+        mask[0, columns] = True
+        cells, good = self.rebuild_rows(zone, row, crcs[None], present[None], mask)
+        if not good[0]:
+            raise Unrecoverable(
+                f"zone {zone.zone:x} row {row}: columns {', '.join(map(str, columns))} are lost or "
+                "damaged beyond what the rest of the row can rebuild"
+            )
+        return {column: cells[column][0] for column in columns}
+
+    def rebuild_rows(
+        self, zone: ZoneMap, row: int, crcs: Crcs, present: Bools, wanted: Bools
+    ) -> tuple[dict[int, Cells], Bools]:
+        """Rebuild cells of n consecutive rows; crcs, present and wanted are (n, width).
+
+        Wanted cells count as bad and are not read. Returns the content by column, uint8
+        (n, cell_bytes), valid where wanted and the row is good, and bool (n,): rows rebuilt.
+        """
+        assert row >= 0 and row + len(wanted) <= zone.rows
+        work = Rebuild(zone.code, crcs, present, wanted, self.cell_bytes)
+        for column in range(zone.code.width):
+            if self.online(zone, column) is None:
+                work.lose(column)
+        while True:
+            needed = work.cells_to_read()
+            if not needed:
+                break
+            jobs = [self._pool.submit(self._fetch, work, zone, row, *job) for job in needed]
+            for job in jobs:
+                job.result()
+        rebuilt = work.decode()
+        done = int(rebuilt.sum())
+        lost = int((~work.solved).sum())
+        self._count(cells_rebuilt=done, rows_unrecoverable=lost)
+        if lost:
+            first = row + int(np.argmin(work.solved))
+            text = f"zone {zone.zone:x} row {first} ({lost} rows)"
+            self._on_event("Unrecoverable", NO_MEMBER, text)
+        if self._heal:
+            self._write_back(zone, row, work.content, rebuilt)
+        return work.content, work.solved
+
+    def _fetch(
+        self, work: Rebuild, zone: ZoneMap, row: int, column: int, first: int, last: int
+    ) -> None:
+        """Read rows first..last-1 of one column; jobs that run together share no cell."""
+        crcs = np.ascontiguousarray(work.crcs[first:last, column])
+        good = self.read_run(zone, column, row + first, crcs, work.content[column][first:last])
+        work.tried(column, first, last, good)
+
+    def _write_back(
+        self, zone: ZoneMap, row: int, content: dict[int, Cells], rebuilt: Bools
+    ) -> None:
+        for column, cells in content.items():
+            member = self.online(zone, column)
+            if member is None or member.read_only:
+                continue
+            member_id, slot = zone.columns[column]
+            state = self.states[member_id]
+            for first, last in runs(rebuilt[:, column]):
+                addresses = _addresses(cells[first:last])
+                offset = (row + first) * self.cell_bytes
+                try:
+                    member.column_write(zone.zone, column, slot, offset, addresses, self.cell_bytes)
+                except MemberError as error:
+                    with self._lock:
+                        state.write_errors += 1
+                    self._tell("WriteError", zone, column, row + first, last - first, str(error))
+                    continue
+                with self._lock:
+                    state.healed += last - first
+                self._count(cells_healed=last - first)
+                self._tell("Healed", zone, column, row + first, last - first)
+
+    # writing
+
+    def write_burst(
+        self,
+        zone: ZoneMap,
+        row: int,
+        rows: int,
+        data_addresses: npt.NDArray[np.uint64],
+        parity: Cells,
+        present: Bools,
+        *,
+        sync: bool = True,
+    ) -> set[int]:
+        """Write `rows` rows from `row` on and (unless sync is False) sync them.
+
+        data_addresses uint64 (k, rows), parity uint8 (m, rows, cell_bytes), present bool
+        (width, rows). Returns the ids of members that failed; lost members are left out silently.
+        """
+        code = zone.code
+        assert data_addresses.shape == (code.k, rows)
+        assert parity.shape == (code.m, rows, self.cell_bytes) and parity.flags.c_contiguous
+        assert present.shape == (code.width, rows)
+        assert row >= 0 and row + rows <= zone.rows
+
+        def write(column: int) -> None:
+            member = self.online(zone, column)
+            if member is None:
+                return
+            slot = zone.columns[column][1]
+            if column < code.k:
+                addresses = data_addresses[column]
+            else:
+                addresses = _addresses(parity[column - code.k])
+            for first, last in runs(present[column]):
+                offset = (row + first) * self.cell_bytes
+                part = np.ascontiguousarray(addresses[first:last])
+                assert part.all(), "a present cell without content"
+                member.column_write(zone.zone, column, slot, offset, part, self.cell_bytes)
+                self._count(cells_written=last - first)
+            if sync and present[column].any():
+                member.column_sync(zone.zone, column, slot)
+
+        return self._on_columns(zone, range(code.width), write)
+
+    def sync_zone(self, zone: ZoneMap) -> set[int]:
+        """Sync all columns of a zone; the ids of members that failed."""
+
+        def sync(column: int) -> None:
+            member = self.online(zone, column)
+            if member is not None:
+                member.column_sync(zone.zone, column, zone.columns[column][1])
+
+        return self._on_columns(zone, range(zone.code.width), sync)
+
+    def create_zone(self, zone: ZoneMap) -> dict[int, MemberError]:
+        """Make room for all columns, durably. Returns what went wrong by member id; if anything
+        did, no column is left behind on the others."""
+        errors: dict[int, MemberError] = {}
+        nbytes = zone.rows * self.cell_bytes
+
+        def create(column: int) -> None:
+            member = self.online(zone, column)
+            if member is None:
+                return  # a zone that is written degraded from the start
+            member_id, slot = zone.columns[column]
+            try:
+                member.column_create(zone.zone, column, slot, nbytes)
+            except MemberError as error:
+                errors[member_id] = error
+
+        list(self._pool.map(create, range(zone.code.width)))
+        if errors:
+            self.remove_zone(zone)
+        return errors
+
+    def remove_zone(self, zone: ZoneMap) -> set[int]:
+        """Give the columns' room back; the ids of members that failed."""
+
+        def remove(column: int) -> None:
+            member = self.online(zone, column)
+            if member is not None:
+                member.column_remove(zone.zone, column, zone.columns[column][1])
+
+        return self._on_columns(zone, range(zone.code.width), remove)
+
+    def _on_columns(
+        self, zone: ZoneMap, columns: Sequence[int], work: Callable[[int], None]
+    ) -> set[int]:
+        """Do it for each column, in parallel; count and tell errors; ids of failed members."""
+
+        def guarded(column: int) -> int | None:
+            try:
+                work(column)
+            except MemberError as error:
+                member_id = zone.columns[column][0]
+                with self._lock:
+                    self.states[member_id].write_errors += 1
+                self._on_event("WriteError", member_id, str(error))
+                return member_id
+            return None
+
+        failed = self._pool.map(guarded, columns)
+        return {member_id for member_id in failed if member_id is not None}
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            for name, count in counts.items():
+                self._counts[name] += count
+
+    def _tell(
+        self, name: str, zone: ZoneMap, column: int, row: int, cells: int, why: str = ""
+    ) -> None:
+        text = f"zone {zone.zone:x} column {column} row {row} ({cells} cells)"
+        self._on_event(name, zone.columns[column][0], f"{text}: {why}" if why else text)
+
+
+def _addresses(cells: Cells) -> npt.NDArray[np.uint64]:
+    """Where the cells of a C-contiguous (n, cell_bytes) array lie in memory."""
+    assert cells.ndim == 2 and cells.flags.c_contiguous
+    start = np.uint64(cells.ctypes.data)
+    return start + np.arange(len(cells), dtype=np.uint64) * np.uint64(cells.shape[1])

@@ -1,0 +1,292 @@
+"""A member in a directory: everything is a file that an administrator can look at.
+
+   label                          both copies, at 0 and at 65536
+   metadata/raidfs.db, -wal       the metadata
+   zones/xx/ZONE.COLUMN           a column; ZONE in hex (8 digits or more), COLUMN in decimal,
+                                  xx the last two hex digits of ZONE
+
+1. Nothing else is created, and nothing but these is ever removed.
+2. Column files have all their room from the start, so a write into one never lacks any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Hashable
+
+import numpy as np
+import numpy.typing as npt
+
+from raidfs import native
+from raidfs.errors import LabelMissing, MemberBusy, MemberError
+from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES
+from raidfs.raid.member import Descriptors, Member, MetaFile, read_up_to, said_of, write_whole
+
+LABEL_NAME = "label"
+METADATA_NAME = "metadata"
+ZONES_NAME = "zones"
+OWN_NAMES = (LABEL_NAME, METADATA_NAME, ZONES_NAME)
+
+_COLUMN_NAME = re.compile(r"([0-9a-f]{8,16})\.([0-9]{1,3})")
+
+
+class DirectoryMember(Member):
+    """See the module. Opening needs the label file to be there; its content is not looked at."""
+
+    kind = "directory"
+
+    def __init__(self, path: str, *, read_only: bool = False, lock: bool = True) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._mode = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+        self._files = Descriptors(path, self._open_file)
+        with said_of(path, "opening the label"):
+            try:
+                fd = os.open(self._at(LABEL_NAME), self._mode)
+            except FileNotFoundError:
+                os.stat(path)
+                raise LabelMissing(
+                    f"{path} is not a member of a raidfs volume: it has no file named label"
+                ) from None
+        try:
+            if lock:
+                lock_file(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._lock_fd = fd  # holds the lock until close, whatever Descriptors evicts
+
+    def close(self) -> None:
+        self._files.close()
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _at(self, *names: str) -> str:
+        return os.path.join(self.path, *names)
+
+    def _open_file(self, key: Hashable) -> int:
+        if isinstance(key, MetaFile):
+            directory = self._at(METADATA_NAME)
+            name = os.path.join(directory, key.value)
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(name, self._mode)
+            if self.read_only:
+                raise FileNotFoundError(errno.ENOENT, "no such file", name)
+            fd = os.open(name, self._mode | os.O_CREAT, 0o600)
+            _sync_directory(directory)
+            return fd
+        if key == LABEL_NAME:
+            return os.open(self._at(LABEL_NAME), self._mode)
+        assert isinstance(key, tuple)
+        return os.open(self._column_path(*key), self._mode)
+
+    # label
+
+    def read_label(self, copy: int) -> bytes:
+        assert 0 <= copy < LABEL_COPIES
+        out = bytearray(LABEL_BYTES)
+        with said_of(self.path, "reading the label"), self._files.borrow(LABEL_NAME) as fd:
+            got = read_up_to(fd, copy * LABEL_BYTES, memoryview(out))
+        return bytes(out[:got])
+
+    def write_label(self, copy: int, data: bytes) -> None:
+        assert not self.read_only and 0 <= copy < LABEL_COPIES and len(data) == LABEL_BYTES
+        with said_of(self.path, "writing the label"), self._files.borrow(LABEL_NAME) as fd:
+            write_whole(fd, copy * LABEL_BYTES, data)
+            os.fsync(fd)
+
+    # metadata
+
+    def meta_read(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes:
+        out = bytearray(nbytes)
+        with said_of(self.path, f"reading {file.value}"):
+            try:
+                with self._files.borrow(file) as fd:
+                    got = read_up_to(fd, offset_bytes, memoryview(out))
+            except FileNotFoundError:
+                got = 0
+        return bytes(out[:got])
+
+    def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None:
+        assert not self.read_only
+        with said_of(self.path, f"writing {file.value}"), self._files.borrow(file) as fd:
+            write_whole(fd, offset_bytes, data)
+
+    def meta_truncate(self, file: MetaFile, nbytes: int) -> None:
+        assert not self.read_only
+        with said_of(self.path, f"truncating {file.value}"), self._files.borrow(file) as fd:
+            os.ftruncate(fd, nbytes)
+
+    def meta_size(self, file: MetaFile) -> int:
+        with said_of(self.path, f"looking at {file.value}"):
+            try:
+                with self._files.borrow(file) as fd:
+                    return os.fstat(fd).st_size
+            except FileNotFoundError:
+                return 0
+
+    def meta_sync(self, file: MetaFile) -> None:
+        with said_of(self.path, f"syncing {file.value}"), self._files.borrow(file) as fd:
+            _sync_file(fd)
+
+    def meta_limit(self, file: MetaFile) -> int:
+        return self.meta_size(file) + self.room_bytes()
+
+    # columns
+
+    def _column_path(self, zone: int, column: int) -> str:
+        return self._at(ZONES_NAME, f"{zone & 255:02x}", f"{zone:08x}.{column}")
+
+    def column_create(self, zone: int, column: int, slot: int, nbytes: int) -> None:
+        assert not self.read_only and zone > 0 and 0 <= column < 256 and nbytes > 0
+        path = self._column_path(zone, column)
+        directory = os.path.dirname(path)
+        self._files.forget((zone, column))
+        with said_of(self.path, f"a column of {nbytes} bytes"):
+            if not os.path.isdir(directory):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                _sync_directory(os.path.dirname(directory))
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, nbytes)
+                os.ftruncate(fd, nbytes)
+                os.fsync(fd)
+            except OSError:
+                os.unlink(path)
+                raise
+            finally:
+                os.close(fd)
+            _sync_directory(directory)
+
+    def column_remove(self, zone: int, column: int, slot: int) -> None:
+        assert not self.read_only
+        self._files.forget((zone, column))
+        with said_of(self.path, "removing a column"), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._column_path(zone, column))
+
+    def column_read(
+        self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
+    ) -> None:
+        out = out.cast("B") if out.ndim != 1 or out.format != "B" else out
+        name = f"{zone:08x}.{column}"
+        with said_of(self.path, f"reading {name}"), self._files.borrow((zone, column)) as fd:
+            got = read_up_to(fd, offset_bytes, out)
+        if got < len(out):
+            raise MemberError(f"{self.path}: {name} is shorter than it was made", self.path)
+
+    def column_write(
+        self,
+        zone: int,
+        column: int,
+        slot: int,
+        offset_bytes: int,
+        addresses: npt.NDArray[np.uint64],
+        cell_bytes: int,
+    ) -> None:
+        assert not self.read_only
+        doing = f"writing {zone:08x}.{column}"
+        with said_of(self.path, doing), self._files.borrow((zone, column)) as fd:
+            native.write_cells(fd, offset_bytes, addresses, cell_bytes)
+
+    def column_sync(self, zone: int, column: int, slot: int) -> None:
+        doing = f"syncing {zone:08x}.{column}"
+        with said_of(self.path, doing), self._files.borrow((zone, column)) as fd:
+            _sync_file(fd)
+
+    def column_exists(self, zone: int, column: int, slot: int) -> bool:
+        return os.path.exists(self._column_path(zone, column))
+
+    def columns(self) -> list[tuple[int, int]]:
+        found = []
+        with said_of(self.path, "listing the columns"):
+            for directory in os.listdir(self._at(ZONES_NAME)):
+                if re.fullmatch("[0-9a-f]{2}", directory) is None:
+                    continue
+                for name in os.listdir(self._at(ZONES_NAME, directory)):
+                    parts = _COLUMN_NAME.fullmatch(name)
+                    if parts is not None:
+                        found.append((int(parts[1], 16), int(parts[2])))
+        return sorted(found)
+
+    def room_bytes(self) -> int:
+        with said_of(self.path, "asking for free room"):
+            room = os.statvfs(self.path)
+        return room.f_bavail * room.f_frsize
+
+
+def lock_file(fd: int, path: str) -> None:
+    """Promise 4 of the member, for files and directories."""
+    with said_of(path, "locking"):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MemberBusy(
+                f"{path} is in use: its volume is mounted or being worked on; unmount it first"
+            ) from None
+
+
+def lay_out_directory(path: str) -> DirectoryMember:
+    """Make the empty structure in `path` and open it, locked. What exists of ours is emptied."""
+    with said_of(path, "making the directories"):
+        fd = os.open(os.path.join(path, LABEL_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(fd)
+        member = DirectoryMember(path)
+        try:
+            for name in (METADATA_NAME, ZONES_NAME):
+                os.makedirs(os.path.join(path, name), 0o700, exist_ok=True)
+            clear_directory(path)
+            for copy in range(LABEL_COPIES):
+                member.write_label(copy, bytes(LABEL_BYTES))
+            _sync_directory(path)
+        except BaseException:
+            member.close()
+            raise
+    return member
+
+
+def clear_directory(path: str) -> None:
+    """Remove our metadata and columns, and nothing that isn't ours. OSError."""
+    for file in MetaFile:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, METADATA_NAME, file.value))
+    zones = os.path.join(path, ZONES_NAME)
+    for directory in os.listdir(zones):
+        if re.fullmatch("[0-9a-f]{2}", directory) is None:
+            continue
+        for name in os.listdir(os.path.join(zones, directory)):
+            if _COLUMN_NAME.fullmatch(name):
+                os.unlink(os.path.join(zones, directory, name))
+        with contextlib.suppress(OSError):  # something that isn't ours lies there: it stays
+            os.rmdir(os.path.join(zones, directory))
+
+
+def remove_layout(path: str) -> None:
+    """Undo lay_out_directory as far as what is there is ours. Never raises OSError."""
+    with contextlib.suppress(OSError):
+        clear_directory(path)
+    for name in (METADATA_NAME, ZONES_NAME):
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(path, name))
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(path, LABEL_NAME))
+
+
+def _sync_file(fd: int) -> None:
+    """fdatasync, and ENOENT for a file that was deleted under us: what is in it is in vain."""
+    os.fdatasync(fd)
+    if os.fstat(fd).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "deleted")
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,234 @@
+"""The member: a place that keeps bytes. The one seam between raidfs and the world's storage.
+
+Directories (directory.py), image files and devices (raw.py) stand behind it, and so does whatever a
+simulator puts there. A member keeps three things: its label (two copies), two metadata files (an
+SQLite database and its write-ahead log) and columns, one per (zone, column) that lies on it.
+
+ 1. Every method blocks until done, may be called from any thread, and raises MemberError (or
+    MemberFull, when room is what lacks) for whatever the world does wrong; then nothing is known of
+    the bytes it was to write, and everything else is as before.
+ 2. What was written before a sync of the same file or column that returned survives a crash.
+    `write_label` and `column_create` need no sync after them.
+ 3. `close` may be called at any time; operations under way finish on open descriptors, later ones
+    raise MemberError. Descriptors are never used after they were closed.
+ 4. A member opened with a lock is open in no other process that asks for the lock.
+ 5. A column's bytes are undefined until written; reading them is not an error.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import enum
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raidfs.errors import MemberError, MemberFull
+from raidfs.raid.label import LABEL_BYTES as LABEL_BYTES
+from raidfs.raid.label import Label
+
+Kind = Literal["directory", "image", "device"]
+
+
+class MetaFile(enum.Enum):
+    """The metadata files; the value is the name inside a directory member."""
+
+    DB = "raidfs.db"
+    WAL = "raidfs.db-wal"
+
+
+class Member(abc.ABC):
+    """See the module. `slots_total` and `zone_bytes` are known once a label was adopted."""
+
+    kind: ClassVar[Kind]
+    path: str
+    read_only: bool = False
+    slots_total: int = 0
+    zone_bytes: int = 0
+
+    def adopt(self, label: Label) -> None:
+        """Take sizes (and, on raw members, where things lie) from this label."""
+        self.slots_total = label.entry(label.member_id).slots
+        self.zone_bytes = label.parameters.zone_bytes
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    @abc.abstractmethod
+    def read_label(self, copy: int) -> bytes:
+        """The raw bytes of copy 0 or 1: LABEL_BYTES of them, fewer if the member ends there."""
+
+    @abc.abstractmethod
+    def write_label(self, copy: int, data: bytes) -> None:
+        """Write one copy and sync it."""
+
+    @abc.abstractmethod
+    def meta_read(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes:
+        """Short at the end of the file."""
+
+    @abc.abstractmethod
+    def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None: ...
+
+    @abc.abstractmethod
+    def meta_truncate(self, file: MetaFile, nbytes: int) -> None: ...
+
+    @abc.abstractmethod
+    def meta_size(self, file: MetaFile) -> int:
+        """Bytes. On raw members an upper bound for a log that this process hasn't written."""
+
+    @abc.abstractmethod
+    def meta_sync(self, file: MetaFile) -> None: ...
+
+    @abc.abstractmethod
+    def meta_limit(self, file: MetaFile) -> int:
+        """The most bytes that this file may come to have, as things are now."""
+
+    @abc.abstractmethod
+    def column_create(self, zone: int, column: int, slot: int, nbytes: int) -> None:
+        """Room for the column, durably. Harmless if it exists. MemberFull leaves nothing behind."""
+
+    @abc.abstractmethod
+    def column_remove(self, zone: int, column: int, slot: int) -> None:
+        """Give the room back. Harmless if the column isn't there."""
+
+    @abc.abstractmethod
+    def column_read(
+        self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
+    ) -> None:
+        """Fill `out` (writable bytes) wholly, or MemberError."""
+
+    @abc.abstractmethod
+    def column_write(
+        self,
+        zone: int,
+        column: int,
+        slot: int,
+        offset_bytes: int,
+        addresses: npt.NDArray[np.uint64],
+        cell_bytes: int,
+    ) -> None:
+        """Write the cells that lie in memory at `addresses`, one after the other."""
+
+    @abc.abstractmethod
+    def column_sync(self, zone: int, column: int, slot: int) -> None: ...
+
+    @abc.abstractmethod
+    def column_exists(self, zone: int, column: int, slot: int) -> bool:
+        """Raw members can't tell and say True."""
+
+    @abc.abstractmethod
+    def columns(self) -> list[tuple[int, int]]:
+        """(zone, column) of all columns found, ascending; raw members can't tell: []."""
+
+    @abc.abstractmethod
+    def room_bytes(self) -> int:
+        """What the place beneath has left for more columns; a large number on raw members."""
+
+
+@contextlib.contextmanager
+def said_of(path: str, doing: str) -> Iterator[None]:
+    """Turn an OSError inside into a MemberError that names the member and what was being done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MemberFull(
+                f"{path}: no room for {doing}: free some on its filesystem", path
+            ) from error
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        raise MemberError(f"{path}: {doing} failed: {reason}{remedy}", path, error.errno) from error
+
+
+_REMEDIES = {
+    errno.ENOENT: "; check the path, or mount the filesystem that it lies on",
+    errno.EACCES: "; give yourself access to it or run as root",
+    errno.EPERM: "; give yourself access to it or run as root",
+    errno.EROFS: "; make it writable, or mount the volume with -o ro",
+}
+
+
+def read_up_to(fd: int, offset_bytes: int, out: memoryview) -> int:
+    """Fill `out` as far as the file goes; the bytes read. OSError."""
+    done = 0
+    while done < len(out):
+        got = os.preadv(fd, [out[done:]], offset_bytes + done)
+        if got == 0:
+            break
+        done += got
+    return done
+
+
+def write_whole(fd: int, offset_bytes: int, data: bytes | memoryview) -> None:
+    """pwrite all of `data`. OSError."""
+    rest = memoryview(data).cast("B")
+    while len(rest):
+        done = os.pwrite(fd, rest, offset_bytes)
+        rest = rest[done:]
+        offset_bytes += done
+
+
+class Descriptors:
+    """Open file descriptors by key, at most `limit` idle ones; keeps promise 3 of the module."""
+
+    def __init__(self, path: str, opener: Callable[[Hashable], int], limit: int = 64) -> None:
+        self._path = path
+        self._opener = opener
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Hashable, list[int]] = OrderedDict()  # key -> [fd, users]
+        self._closed = False
+
+    @contextlib.contextmanager
+    def borrow(self, key: Hashable) -> Iterator[int]:
+        """The descriptor of `key`, opened if need be (OSError); it stays open inside."""
+        with self._lock:
+            if self._closed:
+                raise MemberError(f"{self._path}: this member was closed", self._path)
+            held = self._open.get(key)
+            if held is None:
+                held = [self._opener(key), 0]
+                self._open[key] = held
+            held[1] += 1
+            self._open.move_to_end(key)
+            self._evict()
+        try:
+            yield held[0]
+        finally:
+            with self._lock:
+                held[1] -= 1
+                if held[1] == 0 and self._open.get(key) is not held:
+                    os.close(held[0])
+
+    def forget(self, key: Hashable) -> None:
+        """Close the descriptor of `key`, at once or when its last borrower is done."""
+        with self._lock:
+            self._drop(key)
+
+    def close(self) -> None:
+        """Forget all, for good."""
+        with self._lock:
+            self._closed = True
+            for key in list(self._open):
+                self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        held = self._open.pop(key, None)
+        if held is not None and held[1] == 0:
+            os.close(held[0])
+
+    def _evict(self) -> None:
+        if len(self._open) <= self._limit:
+            return
+        for key, held in list(self._open.items()):
+            if held[1] == 0:
+                self._drop(key)
+                if len(self._open) <= self._limit:
+                    return

@@ -1,0 +1,379 @@
+"""Inodes, names and extended attributes in the metadata: the tables with versions that users change.
+
+Rows are versions, visible at epoch e iff born <= e < died (schema.sql). Every method that changes
+something takes the open epoch and is a plain function within the one open transaction.
+
+ 1. Versions of one key never overlap; what is made and undone within one epoch leaves nothing.
+ 2. A change of a directory's entries or of an inode's attributes comes after a version of that inode in
+    the same epoch (asserted), so recovery finds all of it through the inodes.
+ 3. Cost is that of a few searches by primary key, whatever the number of files, entries or versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import apsw
+import msgspec
+
+from raidfs.errors import OutOfSpace
+from raidfs.store.database import INF, Database
+from raidfs.store.mirror import Mirror
+
+PROBES = 8  # positions that a name may have
+_POSITION_BITS = 62
+
+_INODE_COLUMNS = (
+    "ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, mtime_ns, ctime_ns, "
+    "btime_ns, target, xattrs, born"
+)
+INODE_NEWEST = f"SELECT {_INODE_COLUMNS}, died FROM inode WHERE ino = ? ORDER BY born DESC LIMIT 1"
+INODE_INSERT = (
+    f"INSERT INTO inode ({_INODE_COLUMNS}, died) "
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {INF})"
+)
+INODE_UPDATE = (
+    "UPDATE inode SET generation = ?, mode = ?, uid = ?, gid = ?, rdev = ?, size = ?, nlink = ?, "
+    "parent = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ?, xattrs = ? "
+    "WHERE ino = ? AND born = ?"
+)
+INODE_KILL = "UPDATE inode SET died = ? WHERE ino = ? AND born = ?"
+INODE_DELETE = "DELETE FROM inode WHERE ino = ? AND born = ?"
+INODE_ORPHANS = (
+    f"SELECT ino FROM inode WHERE nlink = 0 AND died = {INF} AND ino > ? ORDER BY ino LIMIT ?"
+)
+INODE_ALL = f"SELECT {_INODE_COLUMNS}, died FROM inode WHERE (ino, born) > (?, ?) LIMIT 1000"
+
+DIRENT_PROBE = (
+    "SELECT position, name, ino, kind FROM dirent "
+    f"WHERE parent = ? AND position BETWEEN ? AND ? AND died = {INF}"
+)
+DIRENT_INSERT = (
+    "INSERT INTO dirent (parent, position, born, died, name, ino, kind) "
+    f"VALUES (?, ?, ?, {INF}, ?, ?, ?)"
+)
+DIRENT_NEWEST = (
+    "SELECT born, died FROM dirent WHERE parent = ? AND position = ? ORDER BY born DESC LIMIT 1"
+)
+DIRENT_KILL = "UPDATE dirent SET died = ? WHERE parent = ? AND position = ? AND born = ?"
+DIRENT_DELETE = "DELETE FROM dirent WHERE parent = ? AND position = ? AND born = ?"
+DIRENT_LIST = (
+    "SELECT position, name, ino, kind FROM dirent "
+    f"WHERE parent = ? AND position > ? AND died = {INF} ORDER BY position LIMIT ?"
+)
+DIRENT_ALL = (
+    "SELECT parent, position, born, died, name, ino, kind FROM dirent "
+    "WHERE (parent, position, born) > (?, ?, ?) LIMIT 1000"
+)
+
+XATTR_NEWEST = (
+    "SELECT born, died, value FROM xattr WHERE ino = ? AND name = ? ORDER BY born DESC LIMIT 1"
+)
+XATTR_LIST = f"SELECT name FROM xattr WHERE ino = ? AND died = {INF} ORDER BY name"
+XATTR_BORN = f"SELECT name, born FROM xattr WHERE ino = ? AND died = {INF}"
+XATTR_INSERT = f"INSERT INTO xattr (ino, name, born, died, value) VALUES (?, ?, ?, {INF}, ?)"
+XATTR_UPDATE = "UPDATE xattr SET value = ? WHERE ino = ? AND name = ? AND born = ?"
+XATTR_KILL = "UPDATE xattr SET died = ? WHERE ino = ? AND name = ? AND born = ?"
+XATTR_DELETE = "DELETE FROM xattr WHERE ino = ? AND name = ? AND born = ?"
+XATTR_ALL = (
+    "SELECT ino, name, born, died, value FROM xattr WHERE (ino, name, born) > (?, ?, ?) LIMIT 1000"
+)
+
+
+class InodeRow(msgspec.Struct):
+    """The live version of an inode; columns as in schema.sql. `born` is kept by save_inode."""
+
+    ino: int
+    generation: int
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    nlink: int
+    parent: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    target: bytes | None
+    xattrs: int
+    born: int
+
+
+class Dirent(msgspec.Struct, frozen=True):
+    """A live directory entry."""
+
+    position: int
+    name: bytes
+    ino: int
+    kind: int
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Lifetime of a row, for check."""
+
+    born: int
+    died: int
+
+    @property
+    def live(self) -> bool:
+        return self.died == INF
+
+
+class _Account:
+    """What an epoch that isn't durable yet changes in the row of `state`."""
+
+    __slots__ = ("first_ino", "inodes")
+
+    def __init__(self, first_ino: int = INF, inodes: int = 0) -> None:
+        self.first_ino = first_ino
+        self.inodes = inodes
+
+
+class Inodes(Database):
+    """See the module. `changed`: something here was changed since the last `note_cut`."""
+
+    def __init__(self, mirror: Mirror, connection: apsw.Connection) -> None:
+        super().__init__(mirror, connection)
+        self.changed = False
+        self.next_ino = 2
+        self._hash_key = b""
+        self._accounts: dict[int, _Account] = {}  # by epoch, of those not durable
+        self._touched: dict[int, int] = {}  # ino -> newest epoch (not durable) with a version of it
+        self._journal: list[tuple[Any, int, int | None]] | None = None  # see `atomic`
+
+    @contextmanager
+    def atomic(self, freeing: bool = False) -> Iterator[None]:
+        """All changes inside happen, or, after an exception, none; the rows' `born` go back, too.
+        Not to be nested. `freeing`: it gives room back, so it may use the last reserve."""
+        changed, self._journal = self.changed, []
+        accounts = {e: _Account(a.first_ino, a.inodes) for e, a in self._accounts.items()}
+        self._privileged += freeing
+        if freeing:
+            self._credit = 0
+        try:
+            with self._savepoint():
+                yield
+        except BaseException:
+            self.changed, self._accounts = changed, accounts
+            for what, key, old in reversed(self._journal):
+                if isinstance(what, InodeRow):
+                    what.born = key
+                elif old is None:
+                    del what[key]
+                else:
+                    what[key] = old
+            raise
+        finally:
+            self._journal = None
+            if freeing:
+                self._privileged -= 1
+                self._credit = 0
+
+    def note_cut(self, epoch: int) -> None:
+        """The epoch is closed; changes come with higher ones from here on."""
+        self.changed = False
+
+    def _touch(self, epoch: int, ino: int) -> None:
+        self.changed = True
+        old = self._touched.get(ino)
+        if old != epoch:
+            assert old is None or old < epoch
+            self._touched[ino] = epoch
+            if self._journal is not None:
+                self._journal.append((self._touched, ino, old))
+
+    def _account(self, epoch: int) -> _Account:
+        account = self._accounts.get(epoch)
+        if account is None:
+            account = self._accounts[epoch] = _Account()
+        return account
+
+    # -- inodes -----------------------------------------------------------------------------------
+
+    def new_ino(self) -> int:
+        """An inode number never used before (unless a crash took that back)."""
+        self.next_ino += 1
+        return self.next_ino - 1
+
+    def inode(self, ino: int) -> InodeRow | None:
+        row = self._row(INODE_NEWEST, (ino,))
+        return InodeRow(*row[:-1]) if row is not None and row[-1] == INF else None
+
+    def insert_inode(self, epoch: int, row: InodeRow) -> None:
+        """A new inode, its number from `new_ino`."""
+        self._spend(len(row.target or b""))
+        self._set_born(row, epoch)
+        self._run(INODE_INSERT, msgspec.structs.astuple(row))
+        self._touch(epoch, row.ino)
+        account = self._account(epoch)
+        account.inodes += 1
+        account.first_ino = min(account.first_ino, row.ino)
+
+    def save_inode(self, epoch: int, row: InodeRow) -> None:
+        """The inode is as `row` says from this epoch on. Sets row.born."""
+        self._spend(len(row.target or b""))
+        if row.born == epoch:
+            values = msgspec.structs.astuple(row)
+            self._run(INODE_UPDATE, (*values[1:-1], row.ino, epoch))
+        else:
+            assert row.born < epoch
+            self._spend()
+            self._run(INODE_KILL, (epoch, row.ino, row.born))
+            if self._changes() == 1:
+                self._set_born(row, epoch)
+                self._run(INODE_INSERT, msgspec.structs.astuple(row))
+        assert self._changes() == 1, "no such version"
+        self._touch(epoch, row.ino)
+
+    def remove_inode(self, epoch: int, ino: int) -> None:
+        """No inode of that number from this epoch on. Its attributes: remove_xattrs."""
+        self._spend()
+        row = self.inode(ino)
+        assert row is not None
+        if row.born == epoch:
+            self._run(INODE_DELETE, (ino, epoch))
+        else:
+            self._run(INODE_KILL, (epoch, ino, row.born))
+        self._touch(epoch, ino)
+        self._account(epoch).inodes -= 1
+
+    def _set_born(self, row: InodeRow, epoch: int) -> None:
+        if self._journal is not None and row.born != epoch:
+            self._journal.append((row, row.born, None))
+        row.born = epoch
+
+    def orphans(self) -> list[int]:
+        """Live inodes without a name, ascending."""
+        found: list[int] = []
+        while rows := self._rows(INODE_ORPHANS, (found[-1] if found else 0, 1000)):
+            found += [row[0] for row in rows]
+        return found
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def _place(self, name: bytes) -> int:
+        digest = hashlib.blake2b(name, digest_size=8, key=self._hash_key).digest()
+        return min(int.from_bytes(digest, "big") >> 2, (1 << _POSITION_BITS) - PROBES)
+
+    def lookup(self, parent: int, name: bytes) -> Dirent | None:
+        place = self._place(name)
+        for row in self._rows(DIRENT_PROBE, (parent, place, place + PROBES - 1)):
+            if row[1] == name:
+                return Dirent(*row)
+        return None
+
+    def link(self, epoch: int, parent: int, name: bytes, ino: int, kind: int) -> int:
+        """A new entry, which must not exist; returns its position."""
+        assert 0 < len(name) <= 255 and self._touched.get(parent) == epoch
+        place = self._place(name)
+        taken = set()
+        for row in self._rows(DIRENT_PROBE, (parent, place, place + PROBES - 1)):
+            assert row[1] != name
+            taken.add(row[0])
+        position = next((p for p in range(place, place + PROBES) if p not in taken), None)
+        if position is None:  # the key is secret: needs 8 collisions of 59 bits
+            raise OutOfSpace("too many names of this directory have the same hash")
+        self._spend()
+        self._run(DIRENT_INSERT, (parent, position, epoch, name, ino, kind))
+        self.changed = True
+        return position
+
+    def unlink(self, epoch: int, parent: int, position: int) -> None:
+        """No live entry at that position from this epoch on."""
+        assert self._touched.get(parent) == epoch
+        self._spend()
+        row = self._row(DIRENT_NEWEST, (parent, position))
+        assert row is not None and row[1] == INF
+        if row[0] == epoch:
+            self._run(DIRENT_DELETE, (parent, position, epoch))
+        else:
+            self._run(DIRENT_KILL, (epoch, parent, position, row[0]))
+        self.changed = True
+
+    def entries(self, parent: int, after_position: int, limit: int) -> list[Dirent]:
+        """At most `limit` live entries by position, those above `after_position` (-1: all)."""
+        return [Dirent(*row) for row in self._rows(DIRENT_LIST, (parent, after_position, limit))]
+
+    def is_empty(self, parent: int) -> bool:
+        return self._row(DIRENT_LIST, (parent, -1, 1)) is None
+
+    # -- extended attributes ----------------------------------------------------------------------
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        row = self._row(XATTR_NEWEST, (ino, name))
+        return row[2] if row is not None and row[1] == INF else None
+
+    def xattr_names(self, ino: int) -> list[bytes]:
+        """Sorted."""
+        return [row[0] for row in self._rows(XATTR_LIST, (ino,))]
+
+    def set_xattr(self, epoch: int, ino: int, name: bytes, value: bytes) -> bool:
+        """Make or replace it; True if it is new (the inode's count is the caller's to raise)."""
+        assert self._touched.get(ino) == epoch
+        self._spend(len(value))
+        row = self._row(XATTR_NEWEST, (ino, name))
+        self.changed = True
+        new = row is None or row[1] != INF
+        if row is not None and not new and row[0] == epoch:
+            self._run(XATTR_UPDATE, (value, ino, name, epoch))
+            return False
+        if row is not None and not new:
+            self._spend()
+            self._run(XATTR_KILL, (epoch, ino, name, row[0]))
+        self._run(XATTR_INSERT, (ino, name, epoch, value))
+        return new
+
+    def remove_xattr(self, epoch: int, ino: int, name: bytes) -> bool:
+        """True if there was one (the inode's count is the caller's to lower)."""
+        row = self._row(XATTR_NEWEST, (ino, name))
+        if row is None or row[1] != INF:
+            return False
+        self._end_xattr(epoch, ino, name, row[0])
+        return True
+
+    def remove_xattrs(self, epoch: int, ino: int) -> None:
+        for name, born in self._rows(XATTR_BORN, (ino,)):
+            self._end_xattr(epoch, ino, name, born)
+
+    def _end_xattr(self, epoch: int, ino: int, name: bytes, born: int) -> None:
+        assert self._touched.get(ino) == epoch
+        self._spend()
+        self.changed = True
+        if born == epoch:
+            self._run(XATTR_DELETE, (ino, name, epoch))
+        else:
+            self._run(XATTR_KILL, (epoch, ino, name, born))
+
+    # -- for check: all versions, in key order ----------------------------------------------------
+
+    def all_inodes(self) -> Iterator[tuple[InodeRow, Version]]:
+        key: tuple[Any, ...] = (0, 0)
+        while rows := self._rows(INODE_ALL, key):
+            for row in rows:
+                yield InodeRow(*row[:-1]), Version(row[-2], row[-1])
+            key = (rows[-1][0], rows[-1][-2])
+
+    def all_dirents(self) -> Iterator[tuple[int, Dirent, Version]]:
+        """(parent, entry, version)"""
+        key: tuple[Any, ...] = (0, -1, 0)
+        while rows := self._rows(DIRENT_ALL, key):
+            for parent, position, born, died, name, ino, kind in rows:
+                yield parent, Dirent(position, name, ino, kind), Version(born, died)
+            key = rows[-1][:3]
+
+    def all_xattrs(self) -> Iterator[tuple[int, bytes, bytes, Version]]:
+        """(ino, name, value, version)"""
+        key: tuple[Any, ...] = (0, b"", 0)
+        while rows := self._rows(XATTR_ALL, key):
+            for ino, name, born, died, value in rows:
+                yield ino, name, value, Version(born, died)
+            key = rows[-1][:3]
+
+    def position_good(self, dirent: Dirent) -> bool:
+        """The entry lies where a lookup of its name looks."""
+        return 0 <= dirent.position - self._place(dirent.name) < PROBES

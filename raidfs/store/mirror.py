@@ -1,0 +1,545 @@
+"""The metadata files on all members at once: one database and one write-ahead log, kept as copies.
+
+SQLite's writes never reach a member from within SQLite. They go into a queue of *segments* (a
+segment: writes to one of the two files with nothing in between that must come after), reads look
+into the queue first, and `_drain` alone takes segments to the members, in order, by worker threads.
+So the event loop waits for no member when it writes, and the rules of order are those of one
+function, whoever calls it and whenever:
+
+ A. Before a write to the database file, all earlier writes to the log are synced.
+ B. Before the log is begun anew (header rewritten, or truncated), all writes to the database are
+    synced.
+ C. Before a frame is written behind a new header, the old header is gone from every member (the new
+    one, or the truncation, is synced).
+
+ D. Before the log is begun anew, every loss of a member is recorded in the labels of the others.
+
+A and B are SQLite's own; its xSync calls, which would block, are ignored. SQLite knows C as well
+("otherwise an out-of-order write following a WAL restart could result in database corruption").
+Without C a member could keep the old header and the old frames up to where the new ones begin to lie:
+a valid beginning of the old log, to be replayed over a database that is newer.
+D is for a member that failed when others did not. While the log goes on, it holds all that this member
+may have missed, and a crash does no harm even if nobody remembers the failure. Once the log is begun
+anew that is no longer so: then its label must say that it is not to be believed.
+
+What follows, and what is promised:
+ 1. When `sync_wal` returns, every commit made before it was called survives a crash and the loss of
+    all members but one.
+ 2. After a crash, `logs.choose` finds the last synced commit or a later one, in full; see there.
+ 3. A page is believed only if its checksum matches: each page of the database ends with a CRC-32C of
+    itself and its number (SQLite leaves 8 bytes at its end); the CRC of each page in the log is kept
+    in memory. A bad copy is replaced by a good one and an event says so.
+ 4. A member that fails to write or sync is out (`failed`), and `on_failed` is called at once, in
+    whichever thread noticed. It returns True if it recorded the loss; else the caller of a sync does so
+    before telling anyone that something is durable, and calls `recorded`. Where D needs that first,
+    LossUnrecorded is raised, with nothing forgotten: record and sync again.
+ 5. Read-only, nothing is written to a member: the queue just stays.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from raidfs import native, wal
+from raidfs.errors import FormatError, LossUnrecorded, MemberError, MemberFull, OutOfSpace, RaidfsError
+from raidfs.raid.member import Member, MetaFile
+from raidfs.store import logs
+
+PAGE_BYTES = 4096
+RESERVED_BYTES = 8  # at the end of each page of the database: CRC-32C, magic
+FRAME_BYTES = wal.FRAME_HEADER_BYTES + PAGE_BYTES
+QUEUE_BYTES_MAX = 64 << 20
+_TRAILER = struct.Struct("<I4s")
+_MAGIC = b"rfdb"
+_CONTENT_BYTES = PAGE_BYTES - RESERVED_BYTES
+_ZEROS = bytes(PAGE_BYTES)
+_WRITE_BYTES_MAX = 4 << 20
+
+OnEvent = Callable[[str, int, str], None]  # name, member id, text
+OnFailed = Callable[[int, str], bool | None]  # member id, reason -> the loss is recorded
+
+
+def page_crc(page: bytes, offset_bytes: int) -> int:
+    """CRC-32C of a database page's content, begun with its number (so it is bound to its place)."""
+    return native.crc32c(memoryview(page)[:_CONTENT_BYTES], offset_bytes // PAGE_BYTES + 1)
+
+
+def sealed_page(page: bytes, offset_bytes: int) -> bytes:
+    """The page with its trailer."""
+    assert len(page) == PAGE_BYTES
+    return page[:_CONTENT_BYTES] + _TRAILER.pack(page_crc(page, offset_bytes), _MAGIC)
+
+
+def page_good(page: bytes, offset_bytes: int) -> bool:
+    """The page is whole and its trailer says so."""
+    if len(page) != PAGE_BYTES:
+        return False
+    crc, magic = _TRAILER.unpack_from(page, _CONTENT_BYTES)
+    return bool(magic == _MAGIC and crc == page_crc(page, offset_bytes))
+
+
+def _unit_at(offset: int) -> tuple[int, int]:
+    """(start, bytes) of what SQLite writes at once there: the header, a frame's header, its page."""
+    if offset < wal.HEADER_BYTES:
+        return 0, wal.HEADER_BYTES
+    within = (offset - wal.HEADER_BYTES) % FRAME_BYTES
+    if within < wal.FRAME_HEADER_BYTES:
+        return offset - within, wal.FRAME_HEADER_BYTES
+    return offset - within + wal.FRAME_HEADER_BYTES, PAGE_BYTES
+
+
+@dataclass(slots=True)
+class Segment:
+    """Writes to one file that may reach the members in any order among themselves."""
+
+    file: MetaFile
+    begins: bool = False  # the log begins anew here: nothing of it that is older counts
+    empties: bool = False  # by being truncated to nothing, not by a new header
+    taken: bool = False  # on its way to the members: later writes belong to a new segment
+    writes: dict[int, bytes] = field(default_factory=dict)  # offset -> bytes, never overlapping
+
+    def runs(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) ascending, neighbours joined to large writes."""
+        start, end, parts = 0, 0, list[bytes]()
+        for offset in sorted(self.writes):
+            if parts and (offset != end or end - start >= _WRITE_BYTES_MAX):
+                yield start, b"".join(parts)
+                parts = []
+            if not parts:
+                start = end = offset
+            parts.append(self.writes[offset])
+            end += len(parts[-1])
+        if parts:
+            yield start, b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatistics:
+    """Counts since the mirror was opened."""
+
+    queued_bytes: int
+    written_bytes: int  # of each member
+    syncs: int  # of each member
+    healed_pages: int
+
+
+class Mirror:
+    """The two metadata files over `members`; see the module. Members are not closed here."""
+
+    def __init__(
+        self,
+        members: dict[int, Member],
+        *,
+        read_only: bool = False,
+        on_event: OnEvent | None = None,
+        on_failed: OnFailed | None = None,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
+    ) -> None:
+        assert members
+        self.read_only = read_only
+        self.failed: dict[int, str] = {}
+        self.broken: str | None = None  # no member is left, or a loss could not be recorded
+        self.db_bytes = 0
+        self.wal_bytes = 0
+        self.log_number = 0  # times that the log was begun anew
+        self._live = dict(members)  # replaced, never changed
+        self._unrecorded: set[int] = set()
+        self._log_readers: list[int] | None = None  # members whose log is known good; None: all
+        self.on_event: OnEvent = on_event or (lambda name, member, text: None)
+        self.on_failed: OnFailed = on_failed or (lambda member, reason: True)
+        self._queue: list[Segment] = []
+        self._queued_bytes = 0
+        self._queue_bytes_max = queue_bytes_max
+        self._mutex = threading.Lock()  # the queue and the set of members; held for moments
+        self._draining = threading.Lock()  # whoever writes to members
+        self._pool = ThreadPoolExecutor(len(members), "metadata")
+        self._unsynced = {MetaFile.DB: False, MetaFile.WAL: False}
+        self._header_on_members = False  # of a log that was begun
+        self._log_crcs = array("I")  # of the page in frame i + 1
+        self._first_page: bytes | None = None  # from the log, in case no database copy has it whole
+        self._written_bytes = self._syncs = self._healed = 0
+        self._wal_limit = min(m.meta_limit(MetaFile.WAL) for m in members.values())
+        try:
+            self._open_copies()
+        except BaseException:
+            self._pool.shutdown()
+            raise
+
+    def _open_copies(self) -> None:
+        """Decide which log to believe, and give every member that one (not if read-only)."""
+        choice = logs.choose(self._live, PAGE_BYTES, page_good, self.lose)
+        while choice.best is not None and choice.source not in self._live:
+            choice = logs.choose(self._live, PAGE_BYTES, page_good, self.lose)
+        if not self.read_only:
+            logs.spread(choice, self._live, self.lose)
+        self._header_on_members = choice.best is not None
+        self.wal_bytes = choice.committed_bytes
+        self._log_readers = choice.readers if self.read_only else None
+        self._log_crcs = array("I", choice.page_crcs)
+        self._first_page = choice.first_page
+        sizes = []
+        for member_id, member in self._live.items():
+            try:
+                sizes.append(member.meta_size(MetaFile.DB))
+            except MemberError as error:
+                self.lose(member_id, str(error))
+        self.db_bytes = max(sizes, default=0) // PAGE_BYTES * PAGE_BYTES
+        if not self.db_bytes and choice.best is not None:
+            self.db_bytes = PAGE_BYTES  # so that SQLite looks at the log
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """Those that still take part."""
+        return self._live
+
+    def close(self) -> None:
+        """Ends the threads; what was not synced may be lost, as in a crash."""
+        self._pool.shutdown()
+
+    def statistics(self) -> MirrorStatistics:
+        return MirrorStatistics(
+            self._queued_bytes, self._written_bytes, self._syncs, self._healed
+        )
+
+    def limit_bytes(self, file: MetaFile) -> int:
+        """The most that the file may come to have, on the member that has least room."""
+        limit = min(member.meta_limit(file) for member in self._live.values())
+        if file is MetaFile.WAL:
+            self._wal_limit = limit
+        return limit
+
+    def wal_room(self) -> tuple[int, int]:
+        """(used, limit) of the log in bytes, with the limit as last asked for."""
+        return self.wal_bytes, self._wal_limit
+
+    # -- what SQLite calls ------------------------------------------------------------------------
+
+    def read_db(self, offset: int, nbytes: int) -> bytes:
+        """Bytes within one page; short at the end of the file."""
+        start = offset - offset % PAGE_BYTES
+        assert offset + nbytes <= start + PAGE_BYTES
+        page = self._queued(MetaFile.DB, start)
+        if page is None:
+            page = self._db_page(start) if start < self.db_bytes else b""
+        return page if nbytes == PAGE_BYTES else page[offset - start : offset - start + nbytes]
+
+    def write_db(self, offset: int, page: bytes) -> None:
+        assert offset % PAGE_BYTES == 0
+        self._enqueue(MetaFile.DB, offset, sealed_page(page, offset))
+        self.db_bytes = max(self.db_bytes, offset + PAGE_BYTES)
+
+    def truncate_db(self, nbytes: int) -> None:
+        """Only the size that SQLite sees changes: what lies beyond doesn't matter to it."""
+        self.db_bytes = nbytes
+
+    def read_wal(self, offset: int, nbytes: int) -> bytes:
+        """Any bytes; short at the end of the file. Most often the page of a frame."""
+        parts = []
+        while nbytes > 0:
+            start, unit_bytes = _unit_at(offset)
+            data = self._queued(MetaFile.WAL, start)
+            if data is None:
+                unit_bytes = min(unit_bytes, self.wal_bytes - start)
+                data = self._log_read(start, unit_bytes) if unit_bytes > 0 else b""
+            data = data[offset - start :][:nbytes]
+            if not data:
+                break
+            parts.append(data)
+            offset, nbytes = offset + len(data), nbytes - len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write_wal(self, offset: int, data: bytes) -> None:
+        end = offset + len(data)
+        if end > self._wal_limit:
+            raise OutOfSpace("the metadata log has no room for this change")
+        if offset == 0:
+            assert len(data) == wal.HEADER_BYTES
+            self._begin_log(Segment(MetaFile.WAL, begins=True, writes={0: data}))
+        else:
+            assert _unit_at(offset) == (offset, len(data))
+            if len(data) == PAGE_BYTES:
+                frame = (offset - wal.HEADER_BYTES) // FRAME_BYTES
+                self._log_crcs[frame : frame + 1] = array("I", [native.crc32c(data)])
+            self._enqueue(MetaFile.WAL, offset, data)
+        self.wal_bytes = max(self.wal_bytes, end)
+
+    def truncate_wal(self) -> None:
+        """To nothing."""
+        if self.wal_bytes:
+            self._begin_log(Segment(MetaFile.WAL, begins=True, empties=True))
+
+    # -- the queue --------------------------------------------------------------------------------
+
+    def _begin_log(self, segment: Segment) -> None:
+        with self._mutex:
+            self._queue.append(segment)
+            self._queued_bytes += sum(map(len, segment.writes.values()))
+        self.log_number += 1
+        self._log_crcs = array("I")
+        self.wal_bytes = 0
+        self._first_page = None
+
+    def _enqueue(self, file: MetaFile, offset: int, data: bytes) -> None:
+        with self._mutex:
+            last = self._queue[-1] if self._queue else None
+            if last is None or last.taken or last.file is not file or last.empties:
+                last = Segment(file)
+                self._queue.append(last)
+            old = last.writes.get(offset)
+            last.writes[offset] = data
+            self._queued_bytes += len(data) - (len(old) if old is not None else 0)
+        if self._queued_bytes > self._queue_bytes_max and not self.read_only:
+            self._drain(everything=True)
+
+    def _queued(self, file: MetaFile, offset: int) -> bytes | None:
+        """What the newest segment that has it says of the bytes there; b"" if they are gone."""
+        with self._mutex:
+            for segment in reversed(self._queue):
+                if segment.file is file:
+                    data = segment.writes.get(offset)
+                    if data is not None:
+                        return data
+                    if segment.begins:
+                        return b""
+        return None
+
+    # -- taking the queue to the members ----------------------------------------------------------
+
+    def sync_wal(self) -> None:
+        """Promise 1. Blocks; from any thread. MemberError when no member is left."""
+        if self.read_only:
+            return
+        with self._draining:
+            self._drain_locked(everything=False)
+            self._sync(MetaFile.WAL)
+
+    def sync_db(self) -> None:
+        """All that was queued is on the members and synced. Blocks; from any thread."""
+        if self.read_only:
+            return
+        with self._draining:
+            self._drain_locked(everything=True)
+            self._sync(MetaFile.WAL)
+            self._sync(MetaFile.DB)
+
+    def _drain(self, *, everything: bool) -> None:
+        with self._draining:
+            self._drain_locked(everything=everything)
+
+    def _drain_locked(self, *, everything: bool) -> None:
+        """In order: all segments, or those up to the last one of the log."""
+        assert not self.read_only
+        with self._mutex:
+            count = len(self._queue)
+            while not everything and count and self._queue[count - 1].file is MetaFile.DB:
+                count -= 1
+        for _ in range(count):
+            if self.broken is not None:
+                raise MemberError(self.broken)
+            with self._mutex:
+                segment = self._queue[0]
+                segment.taken = True
+            self._apply(segment)
+            with self._mutex:
+                self._queue.pop(0)
+                self._queued_bytes -= sum(map(len, segment.writes.values()))
+
+    def _apply(self, segment: Segment) -> None:
+        """One segment to all members, after whatever rules A, B and C demand."""
+        if segment.file is MetaFile.DB:
+            self._sync(MetaFile.WAL)  # A
+        elif segment.begins:
+            self._sync(MetaFile.DB)  # B
+            if self._unrecorded:  # D
+                lost = ", ".join(map(str, sorted(self._unrecorded)))
+                raise LossUnrecorded(f"the loss of member {lost} is not in the labels yet")
+            if segment.empties:
+                self._each(lambda member: member.meta_truncate(MetaFile.WAL, 0))
+                self._header_on_members = False
+                self._sync(MetaFile.WAL, surely=True)  # C
+            elif self._header_on_members:
+                self._write(MetaFile.WAL, [(0, segment.writes[0])])
+                self._sync(MetaFile.WAL)  # C
+            else:
+                self._header_on_members = True
+        self._write(segment.file, list(segment.runs()))
+
+    def _write(self, file: MetaFile, runs: list[tuple[int, bytes]]) -> None:
+        def write(member: Member) -> None:
+            for offset, data in runs:
+                member.meta_write(file, offset, data)
+
+        if runs:
+            self._unsynced[file] = True
+            self._each(write)
+            self._written_bytes += sum(len(data) for _, data in runs)
+
+    def _sync(self, file: MetaFile, *, surely: bool = False) -> None:
+        if self._unsynced[file] or surely:
+            self._unsynced[file] = False  # first, so that a page healed meanwhile isn't missed
+            try:
+                self._each(lambda member: member.meta_sync(file))
+            except BaseException:
+                self._unsynced[file] = True
+                raise
+            self._syncs += 1
+
+    def _each(self, action: Callable[[Member], None]) -> None:
+        """Do it on all members, each in a thread. Those that fail are out, unless all do."""
+        if self.broken is not None:
+            raise MemberError(self.broken)
+        members = self._live
+        futures = {m: self._pool.submit(action, member) for m, member in members.items()}
+        errors: dict[int, MemberError] = {}
+        for member_id, future in futures.items():
+            try:
+                future.result()
+            except MemberError as error:
+                errors[member_id] = error
+        lost = [member_id for member_id in errors if member_id in self._live]
+        if lost and len(lost) == len(self._live):
+            error = errors[lost[0]]
+            if not all(isinstance(errors[member_id], MemberFull) for member_id in lost):
+                self.broken = f"no member is left that takes metadata: {error}"
+                raise MemberError(self.broken) from error
+            raise error  # nothing was forgotten: the segment stays and can be tried again
+        for member_id in lost:
+            self.lose(member_id, str(errors[member_id]))
+
+    def recorded(self, member_id: int) -> None:
+        """The labels say that the member is lost."""
+        with self._mutex:
+            self._unrecorded.discard(member_id)
+
+    def lose(self, member_id: int, reason: str, *, evident: bool = False) -> None:
+        """The member is out from here on. MemberError if it was the last one. `evident`: each later
+        opening would notice, too, so that rule D is met."""
+        with self._mutex:
+            if member_id in self.failed or member_id not in self._live:
+                return
+            if len(self._live) == 1:
+                self.broken = f"no member is left that holds metadata: {reason}"
+                raise MemberError(self.broken)
+            self.failed[member_id] = reason
+            self._live = {m: member for m, member in self._live.items() if m != member_id}
+            if not evident:
+                self._unrecorded.add(member_id)
+        try:
+            if self.on_failed(member_id, reason):
+                self.recorded(member_id)
+        except RaidfsError as error:
+            self.broken = f"the loss of member {member_id} can't be recorded: {error}"
+            raise
+
+    # -- reading from members ---------------------------------------------------------------------
+
+    def _db_page(self, offset: int) -> bytes:
+        page = self._first_good(
+            MetaFile.DB, offset, PAGE_BYTES, list(self._live), lambda data: page_good(data, offset)
+        )
+        if page is not None:
+            return page
+        if offset == 0 and self._first_page is not None:
+            return self._first_page
+        if all(self._is_hole(member, offset) for member in self._live.values()):
+            return _ZEROS  # SQLite doesn't write pages that became free before they were written
+        raise FormatError(
+            f"page {offset // PAGE_BYTES + 1} of the metadata database is damaged on all members"
+        )
+
+    @staticmethod
+    def _is_hole(member: Member, offset: int) -> bool:
+        try:
+            return not any(member.meta_read(MetaFile.DB, offset, PAGE_BYTES))
+        except MemberError:
+            return False
+
+    def _log_read(self, offset: int, nbytes: int) -> bytes:
+        frame, within = divmod(offset - wal.HEADER_BYTES, FRAME_BYTES)
+        is_page = within == wal.FRAME_HEADER_BYTES and offset and frame < len(self._log_crcs)
+
+        def good(data: bytes) -> bool:
+            if len(data) != nbytes:
+                return False
+            return not is_page or native.crc32c(data) == self._log_crcs[frame]
+
+        readers = self._log_readers if self._log_readers is not None else list(self._live)
+        data = self._first_good(MetaFile.WAL, offset, nbytes, readers, good)
+        if data is None:
+            raise FormatError("the metadata log is damaged on all members")
+        return data
+
+    def _first_good(
+        self,
+        file: MetaFile,
+        offset: int,
+        nbytes: int,
+        readers: list[int],
+        good: Callable[[bytes], bool],
+    ) -> bytes | None:
+        """The bytes from the first member that has them; those that were asked before are healed.
+
+        Safe beside `_drain`: bytes that it is about to write are in the queue, and would have been
+        found there.
+        """
+        bad: list[tuple[int, str]] = []
+        for member_id in readers:
+            member = self._live.get(member_id)
+            if member is None:
+                continue
+            try:
+                data = member.meta_read(file, offset, nbytes)
+            except MemberError as error:
+                bad.append((member_id, str(error)))
+                continue
+            if good(data):
+                for other, reason in bad:
+                    self._heal(other, file, offset, data, reason)
+                return data
+            bad.append((member_id, "its checksum did not match"))
+        return None
+
+    def _heal(self, member_id: int, file: MetaFile, offset: int, data: bytes, reason: str) -> None:
+        text = f"metadata at byte {offset} of {file.value}: {reason}"
+        member = self._live.get(member_id)
+        if self.read_only or member is None:
+            self.on_event("MetadataBad", member_id, text)
+            return
+        self._unsynced[file] = True
+        try:
+            member.meta_write(file, offset, data)
+        except MemberError as error:
+            self.lose(member_id, str(error))
+            return
+        self._healed += 1
+        self.on_event("MetadataHealed", member_id, text)
+
+    def scrub(self) -> Iterator[tuple[int, str]]:
+        """(member, what is wrong): every page of every copy of the database, for check.
+
+        A page that the log holds anew may be anything: the next opening overwrites it.
+        """
+        anew = self._logged_pages()
+        for member_id, member in list(self._live.items()):
+            for number in range(1, self.db_bytes // PAGE_BYTES + 1):
+                if number in anew:
+                    continue
+                offset = (number - 1) * PAGE_BYTES
+                try:
+                    page = member.meta_read(MetaFile.DB, offset, PAGE_BYTES)
+                except MemberError as error:
+                    yield member_id, str(error)
+                    break
+                if not page_good(page, offset) and any(page):
+                    yield member_id, f"page {number} of the metadata database is damaged"
+
+    def _logged_pages(self) -> set[int]:
+        """Numbers of the database pages in the committed part of the log."""
+        frames = range(wal.HEADER_BYTES, self.wal_bytes, FRAME_BYTES)
+        heads = (self.read_wal(offset, wal.FRAME_HEADER_BYTES) for offset in frames)
+        return {int.from_bytes(head[:4], "big") for head in heads}

@@ -1,0 +1,172 @@
+"""Reading pages: memory, then leaves, then cells; checked, rebuilt where needed.
+
+A read first plans (a plain function: which page lies where, and what its CRC must be), then leaves
+the event loop with the plan and touches members. Planned zones are pinned, so what the plan names
+stays on the members until it has been read, whatever is flushed meanwhile.
+
+Promises (numbers of docs/ARCHITECTURE.md):
+ 8. A cell is believed only if its CRC matches the one in the metadata; otherwise it is rebuilt
+    from its row, checked again and written back before anyone sees it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..raid.array import Array
+from ..raid.code import present
+from .space import ROW_SHIFT, ZONE_SHIFT, Zone
+
+if TYPE_CHECKING:
+    from .store import Store
+
+U64 = npt.NDArray[np.uint64]
+U8 = npt.NDArray[np.uint8]
+LEAF_PAGES = 256
+FILE_BYTES_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive rows of one column that hold consecutive pages of the request."""
+
+    zone: Zone
+    column: int
+    row: int
+    first: int  # position of the first page in the request
+    count: int
+    crcs: npt.NDArray[np.uint32]
+
+
+class Reader:
+    """Reads pages of files for one store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def read(self, ino: int, offset: int, nbytes: int) -> memoryview:
+        """`nbytes` bytes at `offset`; the caller has clipped the range to the size of the file."""
+        cell_bytes = self.store.cell_bytes
+        first = offset // cell_bytes
+        count = -(-(offset + nbytes) // cell_bytes) - first
+        content = np.empty((count, cell_bytes), dtype=np.uint8)
+        whole = memoryview(content).cast("B")
+        within = whole[: FILE_BYTES_MAX - first * cell_bytes]  # the last page there is, is short
+        missing = self.store.pages.read(ino, first * cell_bytes, within)
+        if len(missing):
+            await self.read_pages(ino, missing, content, (missing - np.uint64(first)))
+        start = offset - first * cell_bytes
+        return whole[start : start + nbytes]
+
+    async def base(self, ino: int, page: int) -> tuple[object, bytes]:
+        """(token, content) of one page as the leaves have it, below the pages in memory."""
+        content = np.empty((1, self.store.cell_bytes), dtype=np.uint8)
+        token = self.token(ino, page)
+        pages = np.array([page], dtype=np.uint64)
+        await self.read_pages(ino, pages, content, np.zeros(1, dtype=np.uint64))
+        return token, content.tobytes()
+
+    def token(self, ino: int, page: int) -> object:
+        """Equal tokens mean equal content of that page below the pages in memory."""
+        addresses, inline = self._addresses(ino, np.array([page], dtype=np.uint64))
+        return int(addresses[0]), inline
+
+    def _addresses(self, ino: int, pages: U64) -> tuple[U64, bytes | None]:
+        """Cell addresses of ascending pages, and the inline content that page 0 has instead."""
+        addresses, known = self.store.pages.leaf_lookup(ino, pages)
+        inline: bytes | None = None
+        if known.all():
+            return addresses, inline
+        numbers = pages >> np.uint64(8)
+        for number in np.unique(numbers[~known]).tolist():
+            leaf = self.store.meta.leaf(ino, number)
+            whole = np.zeros(LEAF_PAGES, dtype=np.uint64)
+            if leaf is not None and leaf.addresses is not None:
+                whole[: len(leaf.addresses)] = leaf.addresses
+            if leaf is not None and leaf.inline is not None:
+                inline = leaf.inline
+            else:
+                self.store.pages.leaf_put(ino, number, whole)
+            mine = numbers == np.uint64(number)
+            addresses[mine] = whole[(pages[mine] & np.uint64(LEAF_PAGES - 1)).astype(np.intp)]
+        return addresses, inline if pages[0] == 0 else None
+
+    async def read_pages(self, ino: int, pages: U64, content: U8, where: U64) -> None:
+        """Fill content[where[i]] with page pages[i] (ascending) from leaves and cells."""
+        while not await self._read_pages(ino, pages, content, where):
+            pass  # a zone was emptied while we read a bad cell of it: the pages lie elsewhere now
+
+    async def _read_pages(self, ino: int, pages: U64, content: U8, where: U64) -> bool:
+        addresses, inline = self._addresses(ino, pages)
+        holes = where[addresses == 0].astype(np.intp)
+        content[holes] = 0
+        if inline is not None:
+            content[int(where[0]), : len(inline)] = np.frombuffer(inline, dtype=np.uint8)
+        cells = addresses != 0
+        if not cells.any():
+            return True
+        runs = self._plan(addresses[cells], where[cells])
+        for run in runs:
+            run.zone.pins += 1
+        try:
+            return await self.read_runs(runs, content)
+        finally:
+            for run in runs:
+                run.zone.pins -= 1
+
+    def _plan(self, addresses: U64, where: U64) -> list[Run]:
+        """Group cells into runs: next page, next row, same zone and column."""
+        step = np.uint64(1 << ROW_SHIFT)
+        breaks = (addresses[1:] != addresses[:-1] + step) | (where[1:] != where[:-1] + np.uint64(1))
+        starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+        counts = np.diff(np.concatenate((starts, [len(addresses)])))
+        runs = []
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+            address = int(addresses[start])
+            zone = self.store.space.zones[address >> ZONE_SHIFT]
+            row, column = (address >> ROW_SHIFT) & 0xFFFFFF, address & 0xFF
+            crcs = self.store.meta.crcs(zone.map.zone, row, count)[:, column]
+            first = int(where[start])
+            runs.append(Run(zone, column, row, first, count, np.ascontiguousarray(crcs)))
+        return runs
+
+    async def read_runs(self, runs: list[Run], content: U8) -> bool:
+        """Read, check, and rebuild what is not as its CRC says. Raises Unrecoverable. False when
+        the rows of a bad cell have been given up meanwhile."""
+        doubtful = await self.store.offload(_read_runs, self.store.array, runs, content)
+        for run, position in doubtful:
+            if run.zone.map.zone not in self.store.space.zones:
+                return False
+            rebuilt = await self.rebuild(run.zone, run.row + position, run.column)
+            content[run.first + position] = rebuilt
+        return True
+
+    async def rebuild(self, zone: Zone, row: int, column: int) -> U8:
+        """One cell from the rest of its row. The zone is pinned by the caller."""
+        meta, array = self.store.meta, self.store.array
+        crcs = meta.crcs(zone.map.zone, row, 1)[0]
+        where = self._present(zone, row)
+        found: dict[int, U8] = await self.store.offload(
+            array.rebuild_row, zone.map, row, crcs, where, {column}
+        )
+        return found[column]
+
+    def _present(self, zone: Zone, row: int) -> npt.NDArray[np.bool_]:
+        """Which cells of a row were written, by the owner record of its burst."""
+        owner = self.store.meta.owner_of(zone.map.zone, row)
+        assert owner is not None and owner.row <= row < owner.row + owner.rows
+        return np.asarray(present(zone.map.code, owner.pages)[:, row - owner.row], dtype=np.bool_)
+
+
+def _read_runs(array: Array, runs: list[Run], content: U8) -> list[tuple[Run, int]]:
+    """In a thread: read each run; returns (run, position) of cells that must be rebuilt."""
+    doubtful = []
+    for run in runs:
+        out = content[run.first : run.first + run.count]
+        good = array.read_run(run.zone.map, run.column, run.row, run.crcs, out)
+        doubtful += [(run, position) for position in np.flatnonzero(~good).tolist()]
+    return doubtful

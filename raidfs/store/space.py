@@ -1,0 +1,393 @@
+"""Zones, slots and credits: who may write how much, and where the next rows lie.
+
+Words: a *slot* is the place of one column on one member; a *credit* is the promise of one data cell
+to a dirty page; *room* is what the open zones (allocated, not yet full) can still take, in data
+cells. A zone in *limbo* is empty and its row is gone from the metadata, but it may be erased only
+when that commit is durable and nobody reads from it any more.
+
+Promises (numbers of docs/ARCHITECTURE.md):
+ 3. A zone is erased only when no retained epoch refers to a cell in it and the commit that removed
+    the last reference is durable: `retire_empty` -> (commit is durable) -> `erasable`.
+10. A full volume says ENOSPC when the write arrives: credits are granted only against zones that
+    are allocated and preallocated on their members. Room never falls below credits, because a
+    flush of P pages uses at most P + k - 1 cells of room per zone it ends in, which `slack` covers.
+
+New zones avoid lost members: first at full width, then narrower at the same level ("5" on four
+members instead of five is 3+1), so new data has full redundancy while enough members remain. Only
+when not even that fits are zones written with columns missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from ..errors import MemberError, OutOfSpace
+from ..raid.array import Array, ZoneMap
+from ..raid.code import Code, code_for, narrower, parse_code
+from ..raid.label import Parameters
+from ..raid.member import Member
+from ..raid.placement import choose_members, usable_zones
+from .meta import Meta
+
+Offload = Callable[..., Awaitable[Any]]
+Addresses = npt.NDArray[np.uint64]
+
+ZONE_SHIFT = 32
+ROW_SHIFT = 8
+SLACK_ROWS = 32  # room that is never granted: rounding of the bursts in flight, and truncates
+
+
+@dataclass(slots=True)
+class Zone:
+    """One zone in memory. `fill`: rows handed out so far; `live`: cells that leaves refer to."""
+
+    map: ZoneMap
+    fill: int = 0
+    live: int = 0
+    pins: int = 0  # reads under way; a pinned zone isn't erased
+    retired: int = 0  # in limbo: the epoch whose commit removed it from the metadata
+
+    @property
+    def room_cells(self) -> int:
+        return (self.map.rows - self.fill) * self.map.code.k
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows handed out to one burst: `pages` pages in rows [row, row + rows) of `zone`."""
+
+    zone: Zone
+    row: int
+    rows: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """For statfs and status, in data cells of this volume's own code."""
+
+    total_cells: int
+    free_cells: int
+    live_cells: int
+    zones: int
+
+
+@dataclass(slots=True)
+class Slots:
+    """The free slots of one member: lowest first, so that a raw member fills from its start."""
+
+    total: int
+    free: list[int] = field(default_factory=list)
+
+    def take(self) -> int:
+        return heapq.heappop(self.free)
+
+    def give(self, slot: int) -> None:
+        heapq.heappush(self.free, slot)
+
+
+class Space:
+    """The zones of one volume. Plain functions run on the event loop; only members are awaited."""
+
+    def __init__(
+        self,
+        meta: Meta,
+        array: Array,
+        parameters: Parameters,
+        slots: dict[int, int],
+        offload: Offload,
+        dirty_cells: Callable[[], int],
+        pages_per_burst_max: int = 4096,
+    ) -> None:
+        """`slots`: zone slots of each member by id. `dirty_cells`: how many the pages hold now."""
+        self.meta = meta
+        self.array = array
+        self.parameters = parameters
+        self.offload = offload
+        self.pages_per_burst_max = pages_per_burst_max
+        self.code = code_for(parameters.level, parameters.width)
+        self.rows_per_zone = parameters.zone_bytes // parameters.cell_bytes
+        self.zones: dict[int, Zone] = {}
+        self.limbo: dict[int, Zone] = {}
+        self.open: list[Zone] = []
+        self.reserved = 0  # credits of writers that haven't made their cells yet
+        self.placed = 0  # dirty cells that have rows already, until their epoch is retired
+        self._dirty_cells = dirty_cells
+        self.wanted = trio.Event()  # a zone should be allocated ahead
+        self.slots = {member: Slots(total) for member, total in slots.items()}
+        self._allocating = trio.Lock()
+        self._full: set[int] = set()  # members that said MemberFull since the last erasure
+        self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
+        self._load()
+
+    def _load(self) -> None:
+        taken: dict[int, set[int]] = {member: set() for member in self.slots}
+        for row in self.meta.zones():
+            code = parse_code(row.code)
+            zone = Zone(
+                ZoneMap(row.zone, code, row.rows, tuple((m, s) for m, s in row.columns)),
+                row.fill,
+                row.live,
+            )
+            self.zones[row.zone] = zone
+            for member, slot in row.columns:
+                if member in taken:
+                    taken[member].add(slot)
+            if zone.room_cells:
+                self.open.append(zone)
+        for member, slots in self.slots.items():
+            slots.free = [s for s in range(slots.total) if s not in taken[member]]
+        self.sort_open()
+
+    # -- room and credits -----------------------------------------------------------------------
+
+    @property
+    def room_cells(self) -> int:
+        return sum(zone.room_cells for zone in self.open)
+
+    @property
+    def credits(self) -> int:
+        """Cells promised: reserved, or dirty in memory and not yet given a row."""
+        return self.reserved + self._dirty_cells() - self.placed
+
+    @property
+    def slack_cells(self) -> int:
+        return SLACK_ROWS * max((z.map.code.k for z in self.open), default=self.code.k)
+
+    def _grantable(self, privileged: bool) -> int:
+        slack = self.slack_cells // 2 if privileged else self.slack_cells
+        return self.room_cells - self.credits - slack
+
+    def wants_zone(self) -> bool:
+        """Less than a zone's worth can be granted: time to allocate one ahead."""
+        return self._grantable(False) < self.rows_per_zone * self.code.k
+
+    async def take(self, cells: int, privileged: bool = False) -> None:
+        """Grant `cells` credits, allocating zones as needed; OutOfSpace when none fits."""
+        while self._grantable(privileged) < cells:
+            grown = await self.grow(lambda: self._grantable(privileged) < cells)
+            if not grown and self._grantable(privileged) < cells:
+                raise OutOfSpace("the volume is full")
+        self.reserved += cells
+
+    def give(self, cells: int) -> None:
+        """End a reservation: its cells are dirty in memory now, or weren't needed."""
+        assert 0 <= cells <= self.reserved, (cells, self.reserved)
+        self.reserved -= cells
+
+    # -- zones ----------------------------------------------------------------------------------
+
+    def healthy(self, zone: Zone) -> bool:
+        return all(map(self.online, (member for member, _ in zone.map.columns)))
+
+    def online(self, member: int) -> bool:
+        return self.array.states[member].state == "online"
+
+    def sort_open(self) -> None:
+        """Whole zones first, then the oldest: what is written next goes to open[0]."""
+        self.open.sort(key=lambda zone: (not self.healthy(zone), zone.map.zone))
+
+    async def grow(self, still_wanted: Callable[[], bool]) -> bool:
+        """Allocate one more zone; False when no set of members has room for one."""
+        async with self._allocating:
+            if not still_wanted():
+                return True
+            while True:
+                choice = self._choose()
+                if choice is None:
+                    return False
+                code, members = choice
+                slots = [self.slots[m].take() for m in members]
+                number = self.meta.next_zone
+                columns = tuple(zip(members, slots, strict=True))
+                new = ZoneMap(number, code, self.rows_per_zone, columns)
+                errors = await self.offload(self.array.create_zone, new)
+                if not errors:
+                    self._admit(new)
+                    return True
+                # A member that can't make a column isn't lost by it: it is passed over, and the
+                # next write to its metadata or columns decides whether it is.
+                self._full.update(errors)
+                for member, slot in columns:
+                    self.slots[member].give(slot)
+
+    def _admit(self, new: ZoneMap) -> None:
+        zone = Zone(new)
+        self.meta.insert_zone(new.zone, new.code.text, new.rows, new.columns)
+        self.zones[new.zone] = zone
+        self.open.append(zone)
+        self.sort_open()
+
+    def _choose(self) -> tuple[Code, list[int]] | None:
+        """Code and members of the next zone: full width, else narrower, else columns missing."""
+        rooms = self._member_rooms()
+        free = {
+            member: min(len(slots.free), rooms.get(member, 0))
+            for member, slots in self.slots.items()
+            if self.online(member) and member not in self._full
+        }
+        free = {member: count for member, count in free.items() if count > 0}
+        number = self.meta.next_zone
+        members = choose_members(free, self.code, number)
+        if members is not None:
+            return self.code, members
+        lost = [m for m in self.slots if not self.online(m)]
+        if not lost:
+            return None
+        code = narrower(self.parameters.level, min(len(free), self.code.width))
+        if code is not None:
+            members = choose_members(free, code, number)
+            if members is not None:
+                return code, members
+        everyone = free | {m: len(self.slots[m].free) for m in lost if self.slots[m].free}
+        members = choose_members(everyone, self.code, number)
+        if members is None:
+            return None
+        missing = frozenset(c for c, m in enumerate(members) if m in lost)
+        return (self.code, members) if self.code.survives(missing) else None
+
+    def _member_rooms(self) -> dict[int, int]:
+        """Zones that each member's underlying filesystem has room for. Members that share one share
+        its room, so it is divided. Asked at most once a second."""
+        asked, rooms = self._room_cache
+        now = time.monotonic()
+        if now - asked < 1.0:
+            return rooms
+        rooms = {}
+        shared: dict[object, list[int]] = {}
+        for member in self.slots:
+            if not self.online(member):
+                continue
+            it = self._member(member)
+            key: object = member
+            if it.kind == "directory":
+                try:
+                    key = ("filesystem", os.stat(it.path).st_dev)
+                except OSError:
+                    continue
+            shared.setdefault(key, []).append(member)
+        for group in shared.values():
+            try:
+                room = self._member(group[0]).room_bytes()
+            except MemberError:
+                continue
+            for member in group:
+                rooms[member] = room // len(group) // self.parameters.zone_bytes
+        self._room_cache = (now, rooms)
+        return rooms
+
+    # -- rows for a flush -----------------------------------------------------------------------
+
+    def rows_for(self, pages: int) -> list[Rows]:
+        """Hand out rows for `pages` pages whose credits were granted; never fails, by promise 10."""
+        taken: list[Rows] = []
+        self.placed += pages
+        while pages:
+            zone = self.open[0]
+            code = zone.map.code
+            here = min(pages, zone.room_cells, self.pages_per_burst_max)
+            rows = -(-here // code.k)
+            taken.append(Rows(zone, zone.fill, rows, here))
+            zone.fill += rows
+            pages -= here
+            if zone.room_cells == 0:
+                self.open.pop(0)
+        return taken
+
+    def retire(self, pages: int) -> None:
+        """The pages that `rows_for` placed have left memory."""
+        self.placed -= pages
+        assert self.placed >= 0
+
+    def account(self, cells: Addresses, sign: int) -> set[int]:
+        """Add (sign 1) or take away (-1) live cells; returns the zones touched."""
+        numbers, counts = np.unique(cells >> np.uint64(ZONE_SHIFT), return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            zone = self.zones[number]
+            zone.live += sign * count
+            assert 0 <= zone.live <= zone.map.rows * zone.map.code.k, zone
+        return set(numbers.tolist())
+
+    def store_zones(self, touched: Iterable[int], epoch: int) -> None:
+        """Write fill and live of touched zones to the metadata that becomes durable with `epoch`;
+        those that are full of dead cells go into limbo."""
+        for number in touched:
+            zone = self.zones[number]
+            if zone.live == 0 and zone.room_cells == 0:
+                self.meta.delete_zone(number)
+                zone.retired = epoch
+                self.limbo[number] = self.zones.pop(number)
+            else:
+                self.meta.update_zone(number, zone.fill, zone.live)
+
+    def erasable(self, durable: int) -> list[Zone]:
+        """Zones in limbo whose commit is durable and that nobody reads (promise 3)."""
+        return [z for z in self.limbo.values() if z.retired <= durable and not z.pins]
+
+    async def erase(self, zones: list[Zone]) -> None:
+        """Remove the columns and give the slots back."""
+        for zone in zones:
+            assert zone.map.zone in self.limbo and not zone.pins
+            del self.limbo[zone.map.zone]
+        await self.offload(self._erase_columns, zones)
+        for zone in zones:
+            for member, slot in zone.map.columns:
+                if member in self.slots:
+                    self.slots[member].give(slot)
+        self._full.clear()
+        self._room_cache = (-1.0, {})
+
+    def _erase_columns(self, zones: list[Zone]) -> None:
+        for zone in zones:
+            self.array.remove_zone(zone.map)  # what fails stays behind and is swept at a mount
+
+    def sweep(self) -> int:
+        """At mount: remove columns that no zone owns (a crash came between making one and the
+        commit that names it). Returns how many."""
+        count = 0
+        for member in filter(self.online, self.slots):
+            store = self._member(member)
+            for zone, column in store.columns():
+                known = self.zones.get(zone)
+                columns = known.map.columns if known is not None else ()
+                if column < len(columns) and columns[column][0] == member:
+                    continue
+                with contextlib.suppress(MemberError):
+                    store.column_remove(zone, column, 0)
+                    count += 1
+        return count
+
+    def _member(self, member: int) -> Member:
+        found = self.array.states[member].member
+        assert found is not None, "asked of a member that isn't online"
+        return found
+
+    # -- figures --------------------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        """What statfs tells: free is what could be written now by pages that need new cells."""
+        rooms = self._member_rooms()
+        online = [m for m in self.slots if self.online(m)]
+        code = self.code
+        if len(online) < code.width:
+            code = narrower(self.parameters.level, len(online)) or code
+            if len(online) < code.width:
+                online = list(self.slots)
+        per_zone = self.rows_per_zone * code.k
+        total = usable_zones([self.slots[m].total for m in online], code) * per_zone
+        free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in online]
+        unallocated = usable_zones(free_slots, code) * per_zone
+        free = max(0, unallocated + self._grantable(False))
+        live = sum(zone.live for zone in self.zones.values())
+        return Usage(max(total, live), free, live, len(self.zones))
+
