@@ -23,7 +23,8 @@
  *  5. Every layer of the open generation belongs to a file whose attributes the seal reports, or to
  *     a dropped one. The seal ends layers with neither cells nor cut; so sealed layers have some.
  *  6. A file with a layer is resident and is not evicted. A dropped one is forgotten with its last.
- *  7. What fails has changed nothing: all memory is reserved before the first change.
+ *  7. What fails has changed nothing: all memory is reserved before the first change. (Out of
+ *     memory may leave an empty layer: the next seal then reports the file as it was.)
  *
  * The lookup rule, of page p: at or above ceil(size / cell_bytes) zero; else, from the newest layer
  * of the file to the oldest: its cell, if it has one; zero, if p is at or above its cut; else

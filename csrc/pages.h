@@ -76,8 +76,7 @@ int64_t rf_pages_write(struct rf_pages *pages, uint64_t ino, uint64_t offset, co
                        uint64_t nbytes, int64_t now_ns, const struct rf_base *bases,
                        uint32_t base_count);
 /* Fills the parts of `out` that memory knows; the indexes of the other pages, ascending, go into
- * `elsewhere` (room for `room` of them, at least as many as pages are touched); returns how many.
- */
+ * `elsewhere`, whose room must do for all pages touched; returns how many. */
 int64_t rf_pages_read(struct rf_pages *pages, uint64_t ino, uint64_t offset, uint8_t *out,
                       uint64_t nbytes, uint64_t *elsewhere, uint64_t room);
 /* 1 and the index of the page whose base a truncate needs, or 0. */
@@ -97,8 +96,7 @@ int64_t rf_pages_seal(struct rf_pages *pages, uint64_t room, uint64_t *inos, int
                       int64_t *mtimes_ns, int64_t *ctimes_ns, uint64_t *sealed);
 int rf_pages_sealed_counts(struct rf_pages *pages, uint64_t generation, uint64_t *cells,
                            uint64_t *cuts);
-/* The arrays have exactly the room that rf_pages_sealed_counts said. Sorted by (ino, index), by
- * ino. */
+/* The arrays have the room that rf_pages_sealed_counts said. Sorted by (ino, index); by ino. */
 int rf_pages_sealed_cells(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
                           uint64_t *indexes, uint64_t *addresses);
 int rf_pages_sealed_cuts(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
@@ -111,8 +109,7 @@ int rf_pages_leaf(struct rf_pages *pages, uint64_t ino, uint64_t number, uint64_
 int rf_pages_leaf_put(struct rf_pages *pages, uint64_t ino, uint64_t number,
                       const uint64_t *addresses);
 void rf_pages_leaf_forget(struct rf_pages *pages, uint64_t ino, uint64_t first_number);
-/* For each page index its address and 1, or 0 and 0 where its leaf isn't cached; how many are
- * known. */
+/* For each page its address and 1, or 0 and 0: leaf not cached. Returns how many are known. */
 int64_t rf_pages_leaf_lookup(struct rf_pages *pages, uint64_t ino, const uint64_t *indexes,
                              uint64_t count, uint64_t *addresses, uint8_t *known);
 

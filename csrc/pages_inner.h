@@ -35,8 +35,7 @@ struct cell_entry {
     uint8_t *cell; /* NULL: the entry is free */
 };
 
-/* What one generation changed in one file. The cells are an open-addressing hash table by page
- * index. */
+/* What one generation changed in one file. `entries` is a hash table by page index. */
 struct layer {
     uint64_t ino;
     struct generation *generation;
@@ -112,8 +111,7 @@ static inline uint64_t hash_u64(uint64_t x)
 }
 
 /* pages_files.c */
-/* Locks the mutex and finds a file that may be changed; NULL: `error` says why, and it is unlocked.
- */
+/* Locks the mutex and finds a file that may be changed. NULL: `error` says why; it is unlocked. */
 struct file *file_enter(struct rf_pages *pages, uint64_t ino, int *error);
 
 /* pages_table.c */

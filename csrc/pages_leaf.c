@@ -1,10 +1,9 @@
-/* pages_leaf.c: the cache of leaves: where the pages of files lie on members, as the flusher left
- * it.
+/* pages_leaf.c: the cache of leaves: where pages lie on members, as the flusher left it.
  *
- * Its words: a leaf is known by (ino, number) and holds the addresses of pages [256 * number, +
- * 256); a head is an entry of the same hash table with the number HEAD, from which all cached
- * leaves of one file hang, so that a file is forgotten without a search. Leaves know nothing of the
- * dirty pages: whoever asks must have asked rf_pages_read first.
+ * Its words: a leaf is known by (ino, number) and holds the addresses of the 256 pages from
+ * 256 * number on. A head is an entry of the same hash table with the number HEAD, from which all
+ * cached leaves of one file hang, so that a file is forgotten without a search. Leaves know nothing
+ * of the dirty pages: whoever asks must have asked rf_pages_read first.
  *
  *  1. Memory counted for entries stays within nbytes_max after every call.
  *  2. The leaf that goes first is the one unused for longest.

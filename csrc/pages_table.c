@@ -1,14 +1,13 @@
-/* pages_table.c: the two hash tables of pages: files by inode number, cells of a layer by page
- * index.
+/* pages_table.c: the two hash tables: files by inode number, cells of a layer by page index.
  *
  * Both use open addressing with linear probing, and removal moves the entries behind back instead
  * of leaving marks, so a table never degrades by use.
  *
  *  1. Finding, adding and removing one entry is O(1), amortized over growing and shrinking.
- *  2. The table of files is at most 3/4 full, and shrinks when less than 1/8 is used: files that
- * come and go leave nothing behind.
- *  3. The table of a layer is at most half full, but for the first FEW_CELLS, which lie in the
- * layer itself.
+ *  2. The table of files is at most 3/4 full, and shrinks when less than 1/8 of it is used: files
+ *     that come and go leave nothing behind.
+ *  3. The table of a layer is at most half full, but for the first FEW_CELLS cells, which lie in
+ *     the layer itself and fill it wholly.
  */
 #include <errno.h>
 #include <string.h>

@@ -79,6 +79,14 @@ def _u64(count: int) -> U64:
     return np.empty(count, np.uint64)
 
 
+_NONE = _u64(0)
+
+
+def _indexes(at: Any, count: int) -> U64:
+    """The first of the indexes that a call left `at`; mostly there are none."""
+    return np.frombuffer(ffi.buffer(at, count * 8), np.uint64) if count else _NONE
+
+
 class Pages:
     """The resident files of one volume. `generation` is the open one, equal to the open epoch."""
 
@@ -148,12 +156,11 @@ class Pages:
 
     def missing(self, ino: int, offset: int, nbytes: int) -> U64:
         """The pages (0 to 2, ascending) whose base `write` needs."""
-        indexes = _u64(2)
-        at = ffi.from_buffer("uint64_t[]", indexes)
+        at = ffi.new("uint64_t[2]")
         result = lib.rf_pages_missing(self._pages, ino, offset, nbytes, at)
         if result < 0:
             _failed(result, ino)
-        return indexes[:result]
+        return _indexes(at, result)
 
     def write(
         self,
@@ -186,12 +193,11 @@ class Pages:
         target = ffi.from_buffer("uint8_t[]", out, require_writable=True)
         nbytes = len(target)
         room = nbytes // self.cell_bytes + 2
-        elsewhere = _u64(room)
-        at = ffi.from_buffer("uint64_t[]", elsewhere)
+        at = ffi.new("uint64_t[]", room)
         result = lib.rf_pages_read(self._pages, ino, offset, target, nbytes, at, room)
         if result < 0:
             _failed(result, ino)
-        return elsewhere[:result]
+        return _indexes(at, result)
 
     def truncate(self, ino: int, size: int, now_ns: int, base: bytes | None = None) -> int:
         """Sets the size; returns by how many cells the open generation changed: at most 1 more, or

@@ -16,7 +16,10 @@ def loop_device(path, nbytes=None, offset=0):
     assert done.returncode == 0, f"loop devices are needed here: {done.stderr}"
     device = done.stdout.strip()
     try:
+        # a device keeps its write protection when its file is detached: start and end without
+        subprocess.run(["blockdev", "--setrw", device], check=True)
         yield device
     finally:
+        subprocess.run(["blockdev", "--setrw", device], check=True)
         subprocess.run(["losetup", "--detach", device], check=True)
         assert os.path.exists(path)

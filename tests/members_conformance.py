@@ -5,9 +5,10 @@ A kind comes as a `Maker`: it makes an empty, laid-out member, and opens the sam
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest

@@ -114,7 +114,8 @@ def torn(content: bytes, record: Record, rng: random.Random) -> bytes:
 class World:
     """The shared log of several simulated members. `mark` puts the test's own notes between."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: dict[FileKey, bytes] | None = None) -> None:
+        self.files = dict(files or {})  # synced before the log begins
         self.log: list[Record] = []
         self._lock = threading.Lock()
 
@@ -127,7 +128,7 @@ class World:
 
     def images(self) -> Iterator[tuple[int, Image, list[Any]]]:
         """(position, image, marks so far) just before each sync takes effect, and at the end."""
-        image, marks = Image(), []
+        image, marks = Image(dict(self.files)), []
         for position, record in enumerate(self.log):
             if record.kind == "mark":
                 marks.append(record.value)

@@ -109,16 +109,10 @@ def test_the_submatrix_check_can_fail():
     assert not all_square_submatrices_are_invertible(vandermonde)
 
 
-@pytest.mark.parametrize("m", range(1, 6))
+@pytest.mark.parametrize("m", range(1, PARITY_MAX + 1))
 def test_cauchy_submatrices_are_invertible(m):
+    """For the largest k allowed beside each m, so for all sizes."""
     assert all_square_submatrices_are_invertible(cauchy_rows(WIDTH_MAX - m, m))
-
-
-@pytest.mark.slow
-def test_cauchy_submatrices_are_invertible_for_all_sizes_allowed():
-    assert all_square_submatrices_are_invertible(cauchy_rows(WIDTH_MAX - 8, PARITY_MAX))
-    assert all_square_submatrices_are_invertible(cauchy_rows(WIDTH_MAX - 7, 7))
-    assert all_square_submatrices_are_invertible(cauchy_rows(WIDTH_MAX - 6, 6))
 
 
 def test_smaller_matrices_are_corners_of_the_largest():
@@ -171,11 +165,11 @@ def test_p_and_q_are_those_of_linux(level):
 CODES = [
     *(code_for("0", w) for w in (1, 2, 5)),
     *(code_for("1", w) for w in (2, 3, 4)),
-    *(code_for("2", w) for w in range(3, 13)),
+    *(code_for("2", w) for w in range(3, 12)),
     *(code_for(level, w) for level in "345" for w in (2, 3, 4, 6)),
     *(code_for("6", w) for w in (3, 4, 5, 8)),
     *(code_for("10", w) for w in (2, 4, 6, 8)),
-    *(code_for(f"rs:{k}+{m}", k + m) for k in (1, 2, 4, 7) for m in (1, 2, 3, 4)),
+    *(code_for(f"rs:{k}+{m}", k + m) for k in (1, 2, 4, 6) for m in (1, 2, 3, 4)),
     code_for("rs:3+8", 11),
 ]
 

@@ -18,7 +18,7 @@ import trio
 from checking import run_check
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from volumes import ROOT, Clock, make_members, open_store
 
 from raidfs.errors import RaidfsError
@@ -318,7 +318,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.paths = make_members(self.directory)
         self.model = Model()
-        self.cuts = [copy.deepcopy(self.model)]  # what a crash may bring back
+        self.cuts = [copy.deepcopy(self.model)]  # what a crash may bring back, oldest first
         self.mount = Mount(self.paths, self.clock)
 
     def both(self, model, real, *arguments):
@@ -478,7 +478,6 @@ class VolumeMachine(RuleBasedStateMachine):
     def cut(self):
         """A cut whose flush goes on meanwhile, and may or may not be durable when a crash comes."""
         self.mount.call(self.mount.cut)
-        self.cuts.append(copy.deepcopy(self.model))
 
     @rule()
     def compare_all(self):
@@ -511,6 +510,11 @@ class VolumeMachine(RuleBasedStateMachine):
             break
         self.cuts = [copy.deepcopy(self.model)]
 
+    @invariant()
+    def may_be_a_cut(self):
+        """The flusher may cut between any two operations, and never within one."""
+        self.cuts.append(copy.deepcopy(self.model))
+
     def teardown(self):
         try:
             if self.mount is not None:
@@ -535,9 +539,9 @@ def run(examples, steps):
 
 
 def test_against_a_dictionary():
-    run(examples=5, steps=40)
+    run(examples=15, steps=50)
 
 
 @pytest.mark.slow
 def test_against_a_dictionary_for_longer():
-    run(examples=60, steps=80)
+    run(examples=200, steps=100)

@@ -131,7 +131,7 @@ class Workload:
     async def step(self) -> str:
         """One operation; returns its name. Refusals that the model foresees are checked too."""
         names = ("create", "write", "write", "write", "truncate", "rename", "unlink", "mkdir")
-        more = ("rmdir", "symlink", "link", "setxattr", "chmod", "overwrite")
+        more = ("rmdir", "symlink", "link", "setxattr", "chmod", "overwrite", "unlink")
         name = self.random.choice(names + more)
         await getattr(self, f"_{name}")()
         return name
@@ -149,7 +149,7 @@ class Workload:
             await self._write_to(path, number, 0, self.random.randbytes(self._length()))
 
     def _length(self) -> int:
-        return self.random.choice((1, 100, 2048, 4095, 4096, 5000, 12288, 40000))
+        return self.random.choice((1, 100, 2048, 4095, 4096, 5000, 12288, 40000, 90000))
 
     async def _write_to(self, path: str, number: int, offset: int, data: bytes) -> None:
         ino = self._ino(path)

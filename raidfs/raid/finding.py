@@ -87,28 +87,32 @@ class _Search:
         beside = os.path.join(os.path.dirname(self.source), os.path.basename(entry.path))
         for path in (entry.path, beside):
             try:
-                self._look(path, entry)
+                label = self._look(path, entry)
             except RaidfsError as error:
                 if entry.id in self.found.labels:
                     continue
                 if isinstance(error, LabelError) and not isinstance(error, LabelMissing):
                     self.found.corrupt.add(entry.id)
-                if path == entry.path or os.path.lexists(path):
-                    self.found.problems.setdefault(entry.id, str(error))
+                self.found.problems.setdefault(entry.id, str(error))
+                continue
+            if label is not None:
+                self._take(path, label)
 
-    def _look(self, path: str, entry: MemberEntry) -> None:
+    def _look(self, path: str, entry: MemberEntry) -> Label | None:
+        """The label there, if it wasn't looked at before and is one of this volume."""
         if path in self._missing or not os.path.lexists(path):
             self._missing.add(path)
-            return
+            return None
         who = identity(path)
         if who in self.seen:
-            return
+            return None
         self.seen[who] = path
         label = peek(path)
         if label.volume_id == self.volume_id:
-            self._take(path, label)
-        elif path == entry.path:
+            return label
+        if path == entry.path:
             raise MemberError(f"{path} now belongs to another volume, {label.volume_name}", path)
+        return None
 
     def _take(self, path: str, label: Label) -> None:
         member_id = label.member_id

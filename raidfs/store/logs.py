@@ -56,7 +56,6 @@ _PIECE_FRAMES = 256
 _STAMP_AT = 60  # byte of page 1: SQLite's user_version, big-endian
 
 
-
 class Lose(Protocol):
     """How a member is given up (Mirror.lose)."""
 

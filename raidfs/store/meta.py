@@ -120,7 +120,9 @@ class Meta(Inodes, Tables):
             connection = connect(files, CACHE_BYTES, empty=True)
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                connection.execute(resources.files("raidfs.store").joinpath("schema.sql").read_text())
+                connection.execute(
+                    resources.files("raidfs.store").joinpath("schema.sql").read_text()
+                )
                 created = (FORMAT, os.urandom(16), now_ns, parameters.cell_bytes)
                 connection.execute(STATE_INSERT, created)
                 owner = (
@@ -253,5 +255,3 @@ def _connected(files: SQLiteFiles, cache_bytes: int) -> apsw.Connection:
         return connect(files, cache_bytes)
     except (apsw.NotADBError, apsw.CorruptError) as error:
         raise FormatError(f"the metadata database is damaged: {error}") from error
-
-

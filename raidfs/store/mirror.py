@@ -46,7 +46,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from raidfs import native, wal
-from raidfs.errors import FormatError, LossUnrecorded, MemberError, MemberFull, OutOfSpace, RaidfsError
+from raidfs.errors import (
+    FormatError,
+    LossUnrecorded,
+    MemberError,
+    MemberFull,
+    OutOfSpace,
+    RaidfsError,
+)
 from raidfs.raid.member import Member, MetaFile
 from raidfs.store import logs
 
@@ -202,9 +209,7 @@ class Mirror:
         self._pool.shutdown()
 
     def statistics(self) -> MirrorStatistics:
-        return MirrorStatistics(
-            self._queued_bytes, self._written_bytes, self._syncs, self._healed
-        )
+        return MirrorStatistics(self._queued_bytes, self._written_bytes, self._syncs, self._healed)
 
     def limit_bytes(self, file: MetaFile) -> int:
         """The most that the file may come to have, on the member that has least room."""

@@ -1,0 +1,62 @@
+"""Would the crash test notice? Each of these takes one promise's keeper away; the crash test must fail.
+
+Promise 2: bursts aren't synced. Promise 4: the log isn't synced, or nothing is undone. Promise 3: zones are erased
+before the commit that emptied them is durable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_5_crash import base_seed, record, verify
+
+from raidfs.store import burst
+from raidfs.store.meta import Meta
+from raidfs.store.mirror import Mirror, MetaFile
+from raidfs.store.space import Space
+
+
+def no_burst_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(burst, "sync", lambda array, zones: set())
+
+
+def no_log_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Mirror._sync
+
+    def sync(self: Mirror, file: MetaFile, **options: Any) -> None:
+        if file is not MetaFile.WAL:
+            real(self, file, **options)
+
+    monkeypatch.setattr(Mirror, "_sync", sync)
+
+
+def no_undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Meta, "_undo", lambda self: None)
+
+
+def early_erase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns go at once when their zone is empty, before the commit."""
+    real = Space.store_zones
+
+    def store_zones(self: Space, touched: Any, epoch: int) -> None:
+        real(self, touched, epoch)
+        for zone in self.limbo.values():
+            self.array.remove_zone(zone.map)
+
+    monkeypatch.setattr(Space, "store_zones", store_zones)
+
+
+def crash_everywhere(seed: int) -> None:
+    recording = record("5", 4, seed, 150)
+    for number, point in enumerate(recording.points()):
+        verify(recording, point, seed * 1000 + number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", [no_burst_sync, no_log_sync, no_undo, early_erase])
+def test_the_crash_test_notices(sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sabotage(monkeypatch)
+    with pytest.raises(AssertionError):
+        for seed in range(base_seed(), base_seed() + 5):
+            crash_everywhere(seed)
