@@ -388,8 +388,8 @@ class _Checker:
         if file is None or not stat.S_ISREG(file[0]):
             self.report.add("leaf.dangling", f"{where}: no such file")
             return
-        if leaf.inline is not None and len(leaf.inline) > file[1]:
-            self.report.add("leaf.inline", f"{where}: {len(leaf.inline)} bytes of {file[1]}")
+        if leaf.inline is not None and any(leaf.inline[file[1] :]):
+            self.report.add("leaf.inline", f"{where}: bytes beyond the end are not zeros")
         if leaf.addresses is None:
             return
         used = np.flatnonzero(leaf.addresses)

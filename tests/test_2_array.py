@@ -1,17 +1,22 @@
 """The array over members in memory: any tolerated loss, any damage, and the data is whole."""
 
+import contextlib
 import itertools
 import random
+import shutil
 import threading
 
 import numpy as np
 import pytest
+from loop_devices import loop_device
 from members_in_memory import MemoryMember
 
 from raidfs import native
 from raidfs.errors import MemberError, Unrecoverable
 from raidfs.raid.array import NO_MEMBER, Array, MemberState, ZoneMap
+from raidfs.raid.assembly import Assembly
 from raidfs.raid.code import burst_cells, burst_layout, code_for, present
+from raidfs.raid.create import create_volume, plan_volume
 from raidfs.raid.rebuild import runs
 
 CELL = 4096
@@ -24,16 +29,16 @@ CODES = [
     code_for("5", 4),
     code_for("6", 5),
     code_for("10", 4),
-    code_for("rs:3+3", 6),
+    code_for("rs:2+3", 5),
 ]
 
 
 class Bench:
     """A zone over members in memory, and what was written to it."""
 
-    def __init__(self, code, rows=12, *, heal=True):
+    def __init__(self, code, rows=12, *, heal=True, members=None):
         self.code = code
-        self.members = [MemoryMember(i) for i in range(code.width)]
+        self.members = members or [MemoryMember(i) for i in range(code.width)]
         self.events = []
         self.states = {10 + i: MemberState(m, "online") for i, m in enumerate(self.members)}
         self.array = Array(self.states, CELL, lambda *event: self.events.append(event), heal=heal)
@@ -178,7 +183,7 @@ def test_any_damage_within_a_row_is_healed(code, how):
 def test_damage_and_losses_at_random():
     """Each row with its own pattern of up to m bad cells; several rows rebuilt in one go."""
     rng = random.Random(4)
-    for turn in range(30):
+    for turn in range(15):
         code = rng.choice([code for code in CODES if code.tolerance])
         bench = Bench(code, rows=40)
         row = 0
@@ -354,6 +359,39 @@ def test_a_member_may_fail_while_others_read():
         thread.join()
     assert not errors
     bench.read_all()
+
+
+def test_on_real_members_of_all_kinds(tmp_path):
+    """Level 6 over two directories, an image and two loop devices; damage, and two lost."""
+    paths = [tmp_path / name for name in ("a", "b", "c.img", "d", "e")]
+    for path in paths[:2]:
+        path.mkdir()
+    with contextlib.ExitStack() as stack:
+        with open(paths[2], "wb") as file:
+            file.truncate(64 << 20)
+        paths[3:] = [stack.enter_context(loop_device(path, 64 << 20)) for path in paths[3:]]
+        plan = plan_volume([str(path) for path in paths], level="6", zone_bytes=1 << 20)
+        create_volume(plan, lambda *_: None)
+        assembly = Assembly.open(str(paths[3]))
+        stack.callback(assembly.close)
+        bench = Bench(plan.code, rows=256, members=list(assembly.members.values()))
+        assert bench.burst(0, 3 * 100) == set()
+        assert bench.burst(100, 3 * 156 - 1, seed=1) == set()
+        bench.read_all()
+        assert not bench.events
+        column = tmp_path / "a" / "zones" / "05" / "00000005.0"
+        with open(column, "r+b") as file:
+            file.write(b"rot")
+        bench.read_all()
+        assert bench.names() == ["ChecksumError", "Healed"]
+        shutil.rmtree(tmp_path / "b")
+        bench.members[1].close()
+        bench.read_all()
+        bench.lose([1, 3])
+        bench.read_all()
+        assert bench.burst(0, 3 * 20, seed=2) == set()
+        bench.read_all()
+        bench.array.close()
 
 
 def test_statistics_count_cells():

@@ -544,4 +544,4 @@ def test_against_a_dictionary():
 
 @pytest.mark.slow
 def test_against_a_dictionary_for_longer():
-    run(examples=200, steps=100)
+    run(examples=120, steps=80)

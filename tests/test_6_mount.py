@@ -9,11 +9,12 @@ import os
 import signal
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 
 import pytest
-from mounting import BIN, fingerprint, is_mounted, run, wait_until
+from mounting import BIN, Workshop, fingerprint, is_mounted, run, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -64,7 +65,7 @@ def test_all_kinds_of_members(workshop, kind):
 def test_what_df_and_mount_say(volume):
     with open("/proc/self/mountinfo") as file:
         (line,) = [line for line in file if f" {volume.mountpoint} " in line]
-    assert " - fuse.raidfs raidfs:raidfs " in line
+    assert f" - fuse.raidfs raidfs:{volume.status()['volume']} " in line
     room = os.statvfs(volume.mountpoint)
     status = volume.status()
     assert room.f_blocks * room.f_frsize == status["total_bytes"]
@@ -98,13 +99,15 @@ def test_a_signal_unmounts_cleanly(volume, number):
 
 
 def test_a_signal_with_files_open_still_keeps_what_was_written(volume):
-    with (volume.mountpoint / "file").open("wb", buffering=0) as file:
-        file.write(b"written")
-        os.kill(volume.pid, signal.SIGTERM)
-        volume.wait_gone()
-        with pytest.raises(OSError, match=r".") as caught:
-            file.write(b"too late")
-        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+    fd = os.open(volume.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"written")
+    os.kill(volume.pid, signal.SIGTERM)
+    volume.wait_gone()
+    with pytest.raises(OSError, match=r".") as caught:
+        os.write(fd, b"too late")
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+    with contextlib.suppress(OSError):
+        os.close(fd)
     volume.mount()
     assert (volume.mountpoint / "file").read_bytes() == b"written"
     volume.unmount()
@@ -112,12 +115,14 @@ def test_a_signal_with_files_open_still_keeps_what_was_written(volume):
 
 
 def test_umount_of_a_busy_mount_is_refused_unless_forced(volume):
-    with (volume.mountpoint / "file").open("wb", buffering=0) as file:
-        file.write(b"written")
-        done = volume.ctl("umount", expect=1)
-        assert "busy" in done.stderr and "--force" in done.stderr
-        assert is_mounted(volume.mountpoint)
-        volume.ctl("umount", "--force")
+    fd = os.open(volume.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"written")
+    done = volume.ctl("umount", expect=1)
+    assert "busy" in done.stderr and "--force" in done.stderr
+    assert is_mounted(volume.mountpoint)
+    volume.ctl("umount", "--force")
+    with contextlib.suppress(OSError):
+        os.close(fd)
     volume.wait_gone()
     volume.check()
 
@@ -363,18 +368,39 @@ def test_a_large_directory_is_listed_right_while_it_changes(volume):
     assert stays <= set(seen)
 
 
-def test_setuid_goes_when_another_user_writes(workshop):
-    volume = workshop.volume(3, mounted=True, options=("allow_other",))
+@pytest.fixture
+def open_place():
+    """A directory that other users can reach, as pytest's own can't be."""
+    with tempfile.TemporaryDirectory(prefix="raidfs-test-") as name:
+        os.chmod(name, 0o755)
+        with Workshop(name) as shop:
+            yield shop
+
+
+STRANGER = ("setpriv", "--reuid=12345", "--clear-groups")
+
+
+def test_setuid_goes_when_another_user_writes(open_place):
+    volume = open_place.volume(3, mounted=True, options=("allow_other",))
     path = volume.mountpoint / "program"
     path.write_bytes(b"#!/bin/sh\n")
     path.chmod(0o6777)
     volume.mountpoint.chmod(0o777)
-    run("setpriv", "--reuid=12345", "--clear-groups", "sh", "-c", f"echo true >> {path}")
+    run(*STRANGER, "sh", "-c", f"echo true >> {path}")
     assert path.stat().st_mode & 0o7777 == 0o777
+    path.chmod(0o6777)
+    run(*STRANGER, "truncate", "-s", "3", path)
+    assert path.stat().st_mode & 0o7777 == 0o777
+    run(*STRANGER, "touch", volume.mountpoint / "mine")
+    assert (volume.mountpoint / "mine").stat().st_uid == 12345
+    path.chmod(0o700)
+    assert "Permission denied" in run(*STRANGER, "cat", path, expect=1).stderr
 
 
-def test_others_are_let_in_only_when_told(volume):
-    done = run("setpriv", "--reuid=12345", "--clear-groups", "ls", volume.mountpoint, expect=2)
+def test_others_are_let_in_only_when_told(open_place):
+    volume = open_place.volume(3, mounted=True)
+    volume.mountpoint.chmod(0o777)
+    done = run(*STRANGER, "ls", volume.mountpoint, expect=2)
     assert "Permission denied" in done.stderr
 
 

@@ -353,7 +353,7 @@ def test_an_unknown_mount_option(workshop):
 def test_a_disk_that_fills_up_under_a_directory_member(workshop):
     members = workshop.directories(3)
     with small_filesystem(members[1], 48 << 20):
-        volume = workshop.volume(members, level="5", size="32M", mounted=True)
+        volume = workshop.volume(members, level="5", size=32 << 20, mounted=True)
         (volume.mountpoint / "before").write_bytes(b"b" * 100_000)
         volume.ctl("sync")
         with contextlib.suppress(OSError), (members[1] / "filler").open("wb") as filler:

@@ -91,7 +91,6 @@ class Array:
         self._heal = heal
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(ArrayStatistics.__dataclass_fields__, 0)
-        self._zero_crc = native.crc32c(bytes(cell_bytes))
         self._pool = ThreadPoolExecutor(max(2, len(states)), thread_name_prefix="member")
 
     def close(self) -> None:

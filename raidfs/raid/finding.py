@@ -2,6 +2,8 @@
 
 Each member of the newest table is looked for where its entry says it was last seen, under the same
 name beside the member that was named, and at the paths given besides. A place is looked at once.
+Devices change their names from one start of the machine to the next, so for one that is missing all
+block devices are looked at too.
 
  1. Nothing is opened for writing, locked or changed here.
  2. Two places that both hold the same member of the same volume are an error: one is a copy, and
@@ -15,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from raidfs.errors import LabelError, LabelMissing, MemberError, RaidfsError, UsageError
 from raidfs.raid.decision import newest_of
@@ -48,8 +51,8 @@ def find_members(source: str, extra_paths: Iterable[str] = ()) -> Found:
         known = len(search.seen)
         for entry in search.found.newest.members:
             search.expected(entry)
-        if len(search.seen) == known:  # a newer label may have named more members
-            break
+        if len(search.seen) == known and not search.scan_devices():
+            break  # else a newer label may have named more members
     for entry in search.found.newest.members:
         if entry.id not in search.found.labels:
             search.found.problems.setdefault(entry.id, f"not found at {entry.path}")
@@ -97,6 +100,30 @@ class _Search:
                 continue
             if label is not None:
                 self._take(path, label)
+
+    def scan_devices(self) -> bool:
+        """Look for missing devices under other names; whether any was found."""
+        found = self.found
+        missing = {
+            entry.id
+            for entry in found.newest.members
+            if entry.kind == "device" and entry.id not in found.labels
+        }
+        for device in sorted(Path("/sys/class/block").iterdir()) if missing else ():
+            path = f"/dev/{device.name}"
+            try:
+                if (device / "size").read_text().strip() == "0" or any(device.glob("holders/*")):
+                    continue  # nothing in it, or part of another device, which is looked at too
+                who = identity(path)
+                if who in self.seen:
+                    continue
+                label = peek(path)
+            except (OSError, RaidfsError):
+                continue
+            if label.volume_id == self.volume_id and label.member_id in missing:
+                self.seen[who] = path
+                self._take(path, label)
+        return bool(missing & found.labels.keys())
 
     def _look(self, path: str, entry: MemberEntry) -> Label | None:
         """The label there, if it wasn't looked at before and is one of this volume."""

@@ -1,14 +1,15 @@
 """The connection, its one open transaction, and its room: what Names and Tables stand on.
 
-1. A write transaction is always open. Changes are plain calls in it; `_end` and `_begin` are the only
-   places that close and open it.
-2. Room is asked for before a change, never found out by failing: when SQLite runs out of pages within
-   a statement, it rolls back the *whole* transaction, the changes of others included, savepoint or not.
-   So each change first spends from a credit of pages, by a bound on what a statement can allocate or
-   dirty; when the credit is used up, it is measured anew. OutOfSpace then means: nothing was changed.
+1. A write transaction is always open. Changes are plain calls in it; `_end` and `_begin` are the
+   only places that close and open it.
+2. Room is asked for before a change, never found out by failing: when SQLite runs out of pages
+   within a statement, it rolls back the *whole* transaction, the changes of others included,
+   savepoint or not. So each change first spends from a credit of pages, by a bound on what a
+   statement can allocate or dirty; when the credit is used up, it is measured anew. OutOfSpace
+   then means: nothing was changed.
 3. The same credit keeps the transaction within the log: a log on a raw member is a fixed region.
-4. If a transaction is lost nevertheless, `broken` says so and everything after raises; a new opening
-   finds the last commit.
+4. If a transaction is lost nevertheless, `broken` says so and everything after raises; a new
+   opening finds the last commit.
 5. Errors of the world leave as classes of raidfs.errors.
 """
 
@@ -120,8 +121,9 @@ class Database:
             self._in_atomic = False
 
     def checkpoint_if_due(self) -> None:
-        """Move the log's pages towards the database when it has become long. In memory: what is left
-        for `mirror.sync_db()` is to write and sync them, best called off the loop soon after."""
+        """Move the log's pages towards the database when it has become long. In memory: what is
+        left for `mirror.sync_db()` is to write and sync them, best called off the loop soon
+        after."""
         if self.mirror.read_only or self._log_frames() < self._checkpoint_frames():
             return
         self._end()

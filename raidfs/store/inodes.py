@@ -1,12 +1,14 @@
-"""Inodes, names and extended attributes in the metadata: the tables with versions that users change.
+"""Inodes, names and extended attributes in the metadata: the tables with versions that users
+change.
 
 Rows are versions, visible at epoch e iff born <= e < died (schema.sql). Every method that changes
 something takes the open epoch and is a plain function within the one open transaction.
 
  1. Versions of one key never overlap; what is made and undone within one epoch leaves nothing.
- 2. A change of a directory's entries or of an inode's attributes comes after a version of that inode in
-    the same epoch (asserted), so recovery finds all of it through the inodes.
- 3. Cost is that of a few searches by primary key, whatever the number of files, entries or versions.
+ 2. A change of a directory's entries or of an inode's attributes comes after a version of that
+    inode in the same epoch (asserted), so recovery finds all of it through the inodes.
+ 3. Cost is that of a few searches by primary key, whatever the number of files, entries or
+    versions.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from raidfs.store.mirror import Mirror
 PROBES = 8  # positions that a name may have
 _POSITION_BITS = 62
 
-_INODE_COLUMNS = (
-    "ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, mtime_ns, ctime_ns, "
-    "btime_ns, target, xattrs, born"
+INODE_NEWEST = (
+    "SELECT ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, mtime_ns, "
+    "ctime_ns, btime_ns, target, xattrs, born, died FROM inode "
+    "WHERE ino = ? ORDER BY born DESC LIMIT 1"
 )
-INODE_NEWEST = f"SELECT {_INODE_COLUMNS}, died FROM inode WHERE ino = ? ORDER BY born DESC LIMIT 1"
 INODE_INSERT = (
-    f"INSERT INTO inode ({_INODE_COLUMNS}, died) "
-    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {INF})"
+    "INSERT INTO inode (ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, "
+    "mtime_ns, ctime_ns, btime_ns, target, xattrs, born, died) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 9223372036854775807)"
 )
 INODE_UPDATE = (
     "UPDATE inode SET generation = ?, mode = ?, uid = ?, gid = ?, rdev = ?, size = ?, nlink = ?, "
@@ -43,17 +46,22 @@ INODE_UPDATE = (
 INODE_KILL = "UPDATE inode SET died = ? WHERE ino = ? AND born = ?"
 INODE_DELETE = "DELETE FROM inode WHERE ino = ? AND born = ?"
 INODE_ORPHANS = (
-    f"SELECT ino FROM inode WHERE nlink = 0 AND died = {INF} AND ino > ? ORDER BY ino LIMIT ?"
+    "SELECT ino FROM inode "
+    "WHERE nlink = 0 AND died = 9223372036854775807 AND ino > ? ORDER BY ino LIMIT ?"
 )
-INODE_ALL = f"SELECT {_INODE_COLUMNS}, died FROM inode WHERE (ino, born) > (?, ?) LIMIT 1000"
+INODE_ALL = (
+    "SELECT ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, mtime_ns, "
+    "ctime_ns, btime_ns, target, xattrs, born, died FROM inode "
+    "WHERE (ino, born) > (?, ?) ORDER BY ino, born LIMIT 1000"
+)
 
 DIRENT_PROBE = (
     "SELECT position, name, ino, kind FROM dirent "
-    f"WHERE parent = ? AND position BETWEEN ? AND ? AND died = {INF}"
+    "WHERE parent = ? AND position BETWEEN ? AND ? AND died = 9223372036854775807"
 )
 DIRENT_INSERT = (
     "INSERT INTO dirent (parent, position, born, died, name, ino, kind) "
-    f"VALUES (?, ?, ?, {INF}, ?, ?, ?)"
+    "VALUES (?, ?, ?, 9223372036854775807, ?, ?, ?)"
 )
 DIRENT_NEWEST = (
     "SELECT born, died FROM dirent WHERE parent = ? AND position = ? ORDER BY born DESC LIMIT 1"
@@ -62,24 +70,27 @@ DIRENT_KILL = "UPDATE dirent SET died = ? WHERE parent = ? AND position = ? AND 
 DIRENT_DELETE = "DELETE FROM dirent WHERE parent = ? AND position = ? AND born = ?"
 DIRENT_LIST = (
     "SELECT position, name, ino, kind FROM dirent "
-    f"WHERE parent = ? AND position > ? AND died = {INF} ORDER BY position LIMIT ?"
+    "WHERE parent = ? AND position > ? AND died = 9223372036854775807 ORDER BY position LIMIT ?"
 )
 DIRENT_ALL = (
     "SELECT parent, position, born, died, name, ino, kind FROM dirent "
-    "WHERE (parent, position, born) > (?, ?, ?) LIMIT 1000"
+    "WHERE (parent, position, born) > (?, ?, ?) ORDER BY parent, position, born LIMIT 1000"
 )
 
 XATTR_NEWEST = (
     "SELECT born, died, value FROM xattr WHERE ino = ? AND name = ? ORDER BY born DESC LIMIT 1"
 )
-XATTR_LIST = f"SELECT name FROM xattr WHERE ino = ? AND died = {INF} ORDER BY name"
-XATTR_BORN = f"SELECT name, born FROM xattr WHERE ino = ? AND died = {INF}"
-XATTR_INSERT = f"INSERT INTO xattr (ino, name, born, died, value) VALUES (?, ?, ?, {INF}, ?)"
+XATTR_LIST = "SELECT name FROM xattr WHERE ino = ? AND died = 9223372036854775807 ORDER BY name"
+XATTR_BORN = "SELECT name, born FROM xattr WHERE ino = ? AND died = 9223372036854775807"
+XATTR_INSERT = (
+    "INSERT INTO xattr (ino, name, born, died, value) VALUES (?, ?, ?, 9223372036854775807, ?)"
+)
 XATTR_UPDATE = "UPDATE xattr SET value = ? WHERE ino = ? AND name = ? AND born = ?"
 XATTR_KILL = "UPDATE xattr SET died = ? WHERE ino = ? AND name = ? AND born = ?"
 XATTR_DELETE = "DELETE FROM xattr WHERE ino = ? AND name = ? AND born = ?"
 XATTR_ALL = (
-    "SELECT ino, name, born, died, value FROM xattr WHERE (ino, name, born) > (?, ?, ?) LIMIT 1000"
+    "SELECT ino, name, born, died, value FROM xattr "
+    "WHERE (ino, name, born) > (?, ?, ?) ORDER BY ino, name, born LIMIT 1000"
 )
 
 

@@ -1,26 +1,29 @@
 """Which of several copies of the metadata log to believe after a crash, and making them equal.
 
-States a crash can leave, per member (writes since the last sync of a file are kept, lost or torn, on
-each member differently; rules A, B, C are those of mirror.py). A *generation* of the log is what was
-written behind one header; a copy *commits* if at least one commit of its generation is valid in it.
+States a crash can leave, per member (writes since the last sync of a file are kept, lost or torn,
+on each member differently; rules A, B, C are those of mirror.py). A *generation* of the log is
+what was written behind one header; a copy *commits* if at least one commit of its generation is
+valid in it.
 
  1. At most one generation has commits that can be found. For a frame of generation G to exist
     anywhere, the header of G-1 must be gone from all members (C). So while a copy still shows G-1,
     no frame of G has been written.
- 2. If copies of G commit: all databases hold all of G-1 (B, before G's header), and each copy holds a
-    prefix of the commits of G that reaches at least to the last synced one. All are prefixes of one
-    sequence. The one with most commits has the newest state and nothing that was never committed.
- 3. If only copies of G-1 commit (other members already show an empty log, G's header without commits,
-    or a torn header): all databases hold all of G-1 (B). Replaying a whole copy of G-1 changes
-    nothing. But a copy of G-1 is only harmless while it is whole: it is, since nothing was written
-    over its frames (1).
+ 2. If copies of G commit: all databases hold all of G-1 (B, before G's header), and each copy
+    holds a prefix of the commits of G that reaches at least to the last synced one. All are
+    prefixes of one sequence. The one with most commits has the newest state and nothing that was
+    never committed.
+ 3. If only copies of G-1 commit (other members already show an empty log, G's header without
+    commits, or a torn header): all databases hold all of G-1 (B). Replaying a whole copy of G-1
+    changes nothing. But a copy of G-1 is only harmless while it is whole: it is, since nothing was
+    written over its frames (1).
  4. If no copy commits: all databases hold the last synced commit (B, and any commit since was never
     synced). The logs are emptied.
 
-So: highest checkpoint sequence among the copies that commit (there is one, by 1; the rule only says
-what happens if a promise of a member was broken), then most commits.
-A member that missed a whole generation isn't among the copies: it failed a write or sync, and was
-recorded as failed before anyone was told of a later commit (mirror.py, promise 4).
+So: highest checkpoint sequence among the copies that commit, then most commits. By 1 there is only
+one sequence, with one exception: a member that failed while G's header was written still shows G-1,
+whole, over a database that holds all of G-1; G, which is higher by one, is then copied to it.
+A member that missed anything that the log no longer holds isn't among the copies: that it failed was
+recorded before the log was begun anew (D).
 
 A torn page of a database is in the log: it was being written from there (A), and the log is begun
 anew only when all databases are synced (B). SQLite takes it from the log, and the checkpoint that
@@ -30,16 +33,16 @@ follows writes it to all members. One page SQLite reads before it looks at the l
 Making the copies equal must itself stand a crash and the loss of the best copy:
  - a copy of the same generation gets the frames that it lacks, behind its own; at every moment it
    keeps the commits that it had;
- - any other copy holds no commit that its member's database lacks (2, 3), or none at all. Its header
-   is zeroed and synced, then frames, synced, then the header: a partial copy of G-1, which would be
-   replayed over a newer database, is never seen.
+ - any other copy holds no commit that its member's database lacks (2, 3), or none at all. Its
+   header is zeroed and synced, then frames, synced, then the header: a partial copy of G-1, which
+   would be replayed over a newer database, is never seen.
 
 The log of an earlier run is never appended to: the opener checkpoints it and empties it first.
 
-Beyond crashes: a member that someone restored from a backup shows an older database, whole in itself.
-Each read-write opening raises SQLite's `user_version` on page 1 (its *stamp*) and syncs it before
-anything else. A member whose stamp is lower than the highest is lost: by more than one, or by one
-while the log doesn't hold page 1 (with it, a crash while stamping explains the difference).
+Beyond crashes: a member that someone restored from a backup shows an older database, whole in
+itself. Each read-write opening raises SQLite's `user_version` on page 1 (its *stamp*) and syncs it
+before anything else. A member whose stamp is lower than the highest is lost: by more than one, or
+by one while the log doesn't hold page 1 (with it, a crash while stamping explains the difference).
 """
 
 from __future__ import annotations

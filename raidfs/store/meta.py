@@ -1,25 +1,26 @@
 """Meta: the metadata database as the rest of raidfs sees it; opening, committing, undoing.
 
     create  -> an empty database with the root directory, on all members
-    open    SQLite finds the last commit in the log -> checkpoint, log emptied -> stamp raised, changes of
-            epochs that didn't become durable undone, committed and synced -> one open transaction
-    commit  state.durable raised, dead versions dropped, COMMIT, BEGIN; synced by `mirror.sync_wal()`,
-            which the caller makes off the event loop
+    open    SQLite finds the last commit in the log -> checkpoint, log emptied -> stamp raised,
+            changes of epochs that didn't become durable undone, committed and synced -> one open
+            transaction
+    commit  state.durable raised, dead versions dropped, COMMIT, BEGIN; synced by
+            `mirror.sync_wal()`, which the caller makes off the event loop
     close   the open transaction is rolled back (what counts was committed), the log emptied
 
 Promises (1 to 3 of inodes.py, and):
- 4. After opening, the content is that of epoch `durable`, and of no later one: inodes, names, attributes,
-    the count of inodes, and the next inode number.
+ 4. After opening, the content is that of epoch `durable`, and of no later one: inodes, names,
+    attributes, the count of inodes, and the next inode number.
  5. Undoing takes time by what was changed since, and by the size of directories that were changed;
     never by the size of the volume.
- 6. A version is dropped exactly when it died at an epoch that is durable, and no epoch in `retained`
-    sees it. `retained` may be set at any time; what it lets go is dropped at the next commit.
+ 6. A version is dropped exactly when it died at an epoch that is durable, and no epoch in
+    `retained` sees it. `retained` may be set at any time; what it lets go is dropped at the next
+    commit.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib import resources
 
 import apsw
@@ -47,36 +48,44 @@ STATE_PUT = "UPDATE state SET durable = ?, next_ino = ?, next_zone = ?, inodes =
 ROOT_INSERT = (
     "INSERT INTO inode (ino, born, died, generation, mode, uid, gid, rdev, size, nlink, parent, "
     "atime_ns, mtime_ns, ctime_ns, btime_ns, target, xattrs) "
-    f"VALUES ({ROOT_INO}, 1, {INF}, 1, 16877, ?, ?, 0, 0, 2, {ROOT_INO}, ?, ?, ?, ?, NULL, 0)"
+    "VALUES (1, 1, 9223372036854775807, 1, 16877, ?, ?, 0, 0, 2, 1, ?, ?, ?, ?, NULL, 0)"
 )
 
-_VERSIONED = {"inode": "ino, born", "dirent": "parent, position, born", "xattr": "ino, name, born"}
-_VERSIONED_ALL = {**_VERSIONED, "leaf": "ino, number, born"}
-DROP = {
-    table: f"DELETE FROM {table} WHERE died > ? AND died <= ? AND died < {INF}"  # noqa: S608
-    for table in _VERSIONED_ALL
+# Tables with versions, by key; the last column of each key is `born`.
+_KEYS = {
+    "inode": "ino, born",
+    "dirent": "parent, position, born",
+    "xattr": "ino, name, born",
+    "leaf": "ino, number, born",
 }
-DEAD = {
-    table: f"SELECT died, {key} FROM {table} WHERE died > ? AND died <= ? AND died < {INF}"  # noqa: S608
-    for table, key in _VERSIONED_ALL.items()
-}
-DROP_ONE = {
-    table: f"DELETE FROM {table} WHERE ({key}) = ({', '.join('?' * len(key.split(',')))})"  # noqa: S608
-    for table, key in _VERSIONED_ALL.items()
-}
-TOUCHED = (
-    f"SELECT DISTINCT ino FROM inode WHERE died > ? AND died < {INF}",
-    "SELECT DISTINCT ino FROM inode WHERE ino >= ?",
+_OWNER = {"dirent": "parent", "xattr": "ino", "inode": "ino"}  # the inode that names what to undo
+
+
+def _each_table(template: str, of: dict[str, str]) -> dict[str, str]:
+    """One statement per table from a template with TABLE, KEY (what `of` says) and MARKS."""
+    statements = {}
+    for table, key in of.items():
+        marks = ", ".join("?" * len(key.split(",")))
+        sql = template.replace("TABLE", table).replace("KEY", key).replace("MARKS", marks)
+        statements[table] = sql
+    return statements
+
+
+DROP = _each_table(
+    "DELETE FROM TABLE WHERE died > ? AND died <= ? AND died < 9223372036854775807", _KEYS
 )
-_OWNED_BY = {"dirent": "parent", "xattr": "ino", "inode": "ino"}
-UNDO_DELETE = {
-    table: f"DELETE FROM {table} WHERE {key} = ? AND born > ?"  # noqa: S608
-    for table, key in _OWNED_BY.items()
-}
-UNDO_REVIVE = {
-    table: f"UPDATE {table} SET died = {INF} WHERE {key} = ? AND died > ? AND died < {INF}"  # noqa: S608
-    for table, key in _OWNED_BY.items()
-}
+DEAD = _each_table(
+    "SELECT died, KEY FROM TABLE WHERE died > ? AND died <= ? AND died < 9223372036854775807", _KEYS
+)
+DROP_ONE = _each_table("DELETE FROM TABLE WHERE (KEY) = (MARKS)", _KEYS)
+TOUCHED_BY_DEATH = "SELECT DISTINCT ino FROM inode WHERE died > ? AND died < 9223372036854775807"
+TOUCHED_BY_BIRTH = "SELECT DISTINCT ino FROM inode WHERE ino >= ?"
+UNDO_DELETE = _each_table("DELETE FROM TABLE WHERE KEY = ? AND born > ?", _OWNER)
+UNDO_REVIVE = _each_table(
+    "UPDATE TABLE SET died = 9223372036854775807 "
+    "WHERE KEY = ? AND died > ? AND died < 9223372036854775807",
+    _OWNER,
+)
 
 
 class Meta(Inodes, Tables):
@@ -111,8 +120,9 @@ class Meta(Inodes, Tables):
         uid: int | None = None,
         gid: int | None = None,
     ) -> None:
-        """A database with nothing but the root directory, synced, on members that hold none. The root
-        belongs to uid and gid, those of this process if not given. MemberError if a member fails."""
+        """A database with nothing but the root directory, synced, on members that hold none. The
+        root belongs to uid and gid, those of this process if not given. MemberError if a member
+        fails."""
         mirror = Mirror(members)
         files = SQLiteFiles(mirror)
         try:
@@ -176,18 +186,18 @@ class Meta(Inodes, Tables):
 
     def _undo(self) -> None:
         """Back to `durable`. What to undo is named by the inodes (schema.sql, V4)."""
-        inos = {row[0] for row in self._rows(TOUCHED[0], (self.durable,))}
-        inos |= {row[0] for row in self._rows(TOUCHED[1], (self.next_ino,))}
+        inos = {row[0] for row in self._rows(TOUCHED_BY_DEATH, (self.durable,))}
+        inos |= {row[0] for row in self._rows(TOUCHED_BY_BIRTH, (self.next_ino,))}
         for ino in sorted(inos):
-            for table in _OWNED_BY:
+            for table in _OWNER:
                 self._run(UNDO_DELETE[table], (ino, self.durable))
                 self._run(UNDO_REVIVE[table], (ino, self.durable))
 
     # -- committing -------------------------------------------------------------------------------
 
     def commit(self, durable: int | None) -> None:
-        """Everything so far into the log, not yet synced. `durable`: the epoch that is complete with it;
-        None: none is, and a crash takes back what came since the last one that was."""
+        """Everything so far into the log, not yet synced. `durable`: the epoch that is complete
+        with it; None: none is, and a crash takes back what came since the last one that was."""
         if durable is not None:
             assert durable >= self.durable
             with self.reserve():
@@ -214,7 +224,7 @@ class Meta(Inodes, Tables):
         retained = tuple(sorted(self.retained))
         let_go = not set(self._swept) <= set(retained)
         since = 0 if let_go else self.durable
-        for table in _VERSIONED_ALL:
+        for table in _KEYS:
             if not retained:
                 self._run(DROP[table], (since, durable))
                 continue

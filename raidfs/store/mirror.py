@@ -11,28 +11,27 @@ function, whoever calls it and whenever:
     synced.
  C. Before a frame is written behind a new header, the old header is gone from every member (the new
     one, or the truncation, is synced).
-
  D. Before the log is begun anew, every loss of a member is recorded in the labels of the others.
 
 A and B are SQLite's own; its xSync calls, which would block, are ignored. SQLite knows C as well
 ("otherwise an out-of-order write following a WAL restart could result in database corruption").
-Without C a member could keep the old header and the old frames up to where the new ones begin to lie:
-a valid beginning of the old log, to be replayed over a database that is newer.
-D is for a member that failed when others did not. While the log goes on, it holds all that this member
-may have missed, and a crash does no harm even if nobody remembers the failure. Once the log is begun
+Without C a member could keep the old header and the old frames up to where the new ones begin to
+lie: a valid beginning of the old log, to be replayed over a database that is newer.
+D is for a member that failed when others did not. While the log goes on, it holds all that this member may
+have missed, and a crash does no harm even if nobody remembers the failure. Once the log is begun
 anew that is no longer so: then its label must say that it is not to be believed.
 
 What follows, and what is promised:
  1. When `sync_wal` returns, every commit made before it was called survives a crash and the loss of
     all members but one.
  2. After a crash, `logs.choose` finds the last synced commit or a later one, in full; see there.
- 3. A page is believed only if its checksum matches: each page of the database ends with a CRC-32C of
-    itself and its number (SQLite leaves 8 bytes at its end); the CRC of each page in the log is kept
-    in memory. A bad copy is replaced by a good one and an event says so.
+ 3. A page is believed only if its checksum matches: each page of the database ends with a CRC-32C
+    of itself and its number (SQLite leaves 8 bytes at its end); the CRC of each page in the log is
+    kept in memory. A bad copy is replaced by a good one and an event says so.
  4. A member that fails to write or sync is out (`failed`), and `on_failed` is called at once, in
-    whichever thread noticed. It returns True if it recorded the loss; else the caller of a sync does so
-    before telling anyone that something is durable, and calls `recorded`. Where D needs that first,
-    LossUnrecorded is raised, with nothing forgotten: record and sync again.
+    whichever thread noticed. It returns True if it recorded the loss; else the caller of a sync
+    does so before telling anyone that something is durable, and calls `recorded`. Where D needs
+    that first, LossUnrecorded is raised, with nothing forgotten: record and sync again.
  5. Read-only, nothing is written to a member: the queue just stays.
 """
 
@@ -91,7 +90,8 @@ def page_good(page: bytes, offset_bytes: int) -> bool:
 
 
 def _unit_at(offset: int) -> tuple[int, int]:
-    """(start, bytes) of what SQLite writes at once there: the header, a frame's header, its page."""
+    """(start, bytes) of what SQLite writes at once there: the header, a frame's header, its
+    page."""
     if offset < wal.HEADER_BYTES:
         return 0, wal.HEADER_BYTES
     within = (offset - wal.HEADER_BYTES) % FRAME_BYTES
@@ -408,11 +408,11 @@ class Mirror:
                 errors[member_id] = error
         lost = [member_id for member_id in errors if member_id in self._live]
         if lost and len(lost) == len(self._live):
-            error = errors[lost[0]]
+            first = errors[lost[0]]
             if not all(isinstance(errors[member_id], MemberFull) for member_id in lost):
-                self.broken = f"no member is left that takes metadata: {error}"
-                raise MemberError(self.broken) from error
-            raise error  # nothing was forgotten: the segment stays and can be tried again
+                self.broken = f"no member is left that takes metadata: {first}"
+                raise MemberError(self.broken) from first
+            raise first  # nothing was forgotten: the segment stays and can be tried again
         for member_id in lost:
             self.lose(member_id, str(errors[member_id]))
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import trio
 
-from ..errors import NotEnoughMembers, RaidfsError, ReadOnly
+from ..errors import LossUnrecorded, NotEnoughMembers, RaidfsError, ReadOnly
 from ..pages import Pages, Sealed
 from ..raid.array import Array, MemberState
 from ..raid.assembly import Assembly
@@ -234,6 +234,7 @@ class Store:
                         self.assembly.fail, member, reason, zones_survive=redundant
                     )
                 )
+                self.mirror.recorded(member)
             except RaidfsError as error:
                 self.fail(f"member {member} failed ({reason}): {error}")
                 return
@@ -353,9 +354,7 @@ class Store:
         self.pages.retire(sealed.generation)
         self.space.retire(len(flush.inos))
         self._step()  # dirty room is free again, although not yet durable
-        await self.offload(self.mirror.sync_wal)
-        await self.settle_losses()
-        if self.failed is not None:
+        if not await self._sync_log():
             return
         self._sealed.pop(0)
         self.durable = sealed.generation
@@ -363,6 +362,19 @@ class Store:
         self._step()
         await self.space.erase(self.space.erasable(self.durable))
         self.meta.checkpoint_if_due()
+
+    async def _sync_log(self) -> bool:
+        """Sync the commits made so far on all members that are left, with losses recorded. False if
+        that failed the volume."""
+        while True:
+            try:
+                await self.offload(self.mirror.sync_wal)
+                again = False
+            except LossUnrecorded:  # the mirror wants the loss in the labels first
+                again = True
+            await self.settle_losses()
+            if self.failed is not None or not again:
+                return self.failed is None
 
     # -- what files need --------------------------------------------------------------------------
 

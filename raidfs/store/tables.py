@@ -32,19 +32,21 @@ LEAF_GET = (
 )
 LEAF_RANGE = (
     "SELECT number, cells, inline FROM leaf "
-    f"WHERE ino = ? AND number >= ? AND number < ? AND died = {INF} ORDER BY number LIMIT 256"
+    "WHERE ino = ? AND number >= ? AND number < ? AND died = 9223372036854775807 "
+    "ORDER BY number LIMIT 256"
 )
 LEAF_REPLACE = (
     "UPDATE leaf SET born = ?, cells = ?, inline = ? WHERE ino = ? AND number = ? AND born = ?"
 )
 LEAF_INSERT = (
-    f"INSERT INTO leaf (ino, number, born, died, cells, inline) VALUES (?, ?, ?, {INF}, ?, ?)"
+    "INSERT INTO leaf (ino, number, born, died, cells, inline) "
+    "VALUES (?, ?, ?, 9223372036854775807, ?, ?)"
 )
 LEAF_KILL = "UPDATE leaf SET died = ? WHERE ino = ? AND number = ? AND born = ?"
 LEAF_DELETE = "DELETE FROM leaf WHERE ino = ? AND number = ? AND born = ?"
 LEAF_ALL = (
     "SELECT ino, number, born, died, cells, inline FROM leaf "
-    "WHERE (ino, number, born) > (?, ?, ?) LIMIT 256"
+    "WHERE (ino, number, born) > (?, ?, ?) ORDER BY ino, number, born LIMIT 256"
 )
 
 ZONE_ALL = "SELECT zone, code, rows, fill, live FROM zone ORDER BY zone"
@@ -63,7 +65,9 @@ WIDTH_OF = 'SELECT "column" + 1 FROM "column" WHERE zone = ? ORDER BY "column" D
 
 CHECKSUM_GET = "SELECT crcs FROM checksum WHERE zone = ? AND slab = ?"
 CHECKSUM_PUT = "INSERT OR REPLACE INTO checksum (zone, slab, crcs) VALUES (?, ?, ?)"
-CHECKSUM_ALL = "SELECT zone, slab, crcs FROM checksum WHERE (zone, slab) > (?, ?) LIMIT 64"
+CHECKSUM_ALL = (
+    "SELECT zone, slab, crcs FROM checksum WHERE (zone, slab) > (?, ?) ORDER BY zone, slab LIMIT 64"
+)
 
 OWNER_PUT = 'INSERT OR REPLACE INTO owner (zone, "row", rows, pages, runs) VALUES (?, ?, ?, ?, ?)'
 OWNER_OF = (
@@ -220,7 +224,10 @@ class Tables(Database):
         columns: dict[int, list[tuple[int, int]]] = {}
         for zone, member, slot in self._rows(COLUMN_ALL):
             columns.setdefault(zone, []).append((member, slot))
-        return [ZoneRow(*row, tuple(columns.get(row[0], ()))) for row in self._rows(ZONE_ALL)]
+        return [
+            ZoneRow(zone, code, rows, fill, live, tuple(columns.get(zone, ())))
+            for zone, code, rows, fill, live in self._rows(ZONE_ALL)
+        ]
 
     def insert_zone(
         self, zone: int, code: str, rows: int, columns: Iterable[tuple[int, int]]
@@ -275,7 +282,8 @@ class Tables(Database):
         return crcs
 
     def put_crcs(self, zone: int, row: int, crcs: Checksums) -> None:
-        """uint32 (rows, width) for rows that follow those already there, or replace some of them."""
+        """uint32 (rows, width) for rows that follow those already there, or replace some of
+        them."""
         assert crcs.ndim == 2 and crcs.shape[1] == self._width(zone)
         done = 0
         while done < len(crcs):

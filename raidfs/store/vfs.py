@@ -1,9 +1,9 @@
 """What SQLite sees of a mirror: a file system with one database and its log.
 
-A thin layer: it names the two files, hands reads and writes to the `Mirror`, and answers with nothing
-to whatever doesn't apply. There is no shared memory, so the connection must set locking_mode to
-EXCLUSIVE before it first looks at the log; xSync does nothing (see mirror.py); no other file can be
-opened, so temporary ones and journals must stay in memory.
+A thin layer: it names the two files, hands reads and writes to the `Mirror`, and answers with
+nothing to whatever doesn't apply. There is no shared memory, so the connection must set
+locking_mode to EXCLUSIVE before it first looks at the log; xSync does nothing (see mirror.py); no
+other file can be opened, so temporary ones and journals must stay in memory.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class SQLiteFiles(apsw.VFS):
 
 
 def connect(vfs: SQLiteFiles, cache_bytes: int, *, empty: bool = False) -> apsw.Connection:
-    """A connection that keeps all but the two files in memory. `empty`: there is no database yet."""
+    """A connection that keeps all but the two files in memory. `empty`: there is no database
+    yet."""
     connection = apsw.Connection(DB_NAME, vfs=vfs.name, statementcachesize=512)
     connection.pragma("locking_mode", "exclusive")
     connection.reserve_bytes(None, 8)  # means something only while the database is empty
