@@ -30,7 +30,7 @@ from .errors import FormatError, MemberError, RaidfsError, Unrecoverable
 from .raid.array import Array, MemberState, ZoneMap
 from .raid.assembly import Assembly
 from .raid.code import burst_cells, parse_code, present
-from .raid.rebuild import runs
+from .raid.rebuild import Crcs, runs
 from .raid.label import LABEL_COPIES, decode_label
 from .store.meta import Leaf, Meta, Owner, ZoneRow
 from .store.mirror import Mirror
@@ -471,7 +471,7 @@ class _Checker:
         self._parity(zone, row, cells, good)
         self._file_ends(zone, row, cells, good)
 
-    def _damaged(self, array: Array, zone: _Zone, row: int, column: int, crcs: U64) -> None:
+    def _damaged(self, array: Array, zone: _Zone, row: int, column: int, crcs: Crcs) -> None:
         member = zone.map.columns[column][0]
         try:
             array.rebuild_row(zone.map, row, crcs, zone.present[:, row], {column})

@@ -4,7 +4,7 @@ import ctypes
 import threading
 
 from raidfs.errors import MemberError, MemberFull
-from raidfs.raid.label import LABEL_BYTES
+from raidfs.raid.label import LABEL_BYTES, read_labels
 from raidfs.raid.member import Member
 
 
@@ -30,6 +30,14 @@ class MemoryMember(Member):
         self.synced = []
         self.lock = threading.Lock()
 
+    def again(self, *, read_only=False, lock=None):
+        """The same content, opened anew, with the sizes that its label gives it."""
+        other = MemoryMember()
+        other.path, other.read_only = self.path, read_only
+        other.labels, other.meta, other.data = self.labels, self.meta, self.data
+        other.adopt(read_labels(other))
+        return other
+
     def _alive(self):
         if self.closed:
             raise MemberError(f"{self.path}: this in-memory member was closed", self.path)
@@ -42,6 +50,7 @@ class MemoryMember(Member):
         return self.labels[copy]
 
     def write_label(self, copy, data):
+        assert not self.read_only
         self._alive()
         if self.fail_labels_after is not None:
             if self.fail_labels_after == 0:

@@ -22,11 +22,12 @@ from members_conformance import (
     label_of,
     read,
 )
+from members_in_memory import MemoryMember
 
 from raidfs.errors import LabelMissing, MemberBusy, MemberError, MemberFull, UsageError
 from raidfs.raid.directory import DirectoryMember, lay_out_directory, remove_layout
 from raidfs.raid.label import write_label
-from raidfs.raid.member import MetaFile
+from raidfs.raid.member import Descriptors, MetaFile
 from raidfs.raid.places import construct, identity, kind_of, open_member
 from raidfs.raid.raw import Geometry, RawMember
 
@@ -81,6 +82,15 @@ class TestDevice(Conformance):
     def maker(self, tmp_path):
         with loop_device(tmp_path / "backing", RAW_BYTES) as device:
             yield raw_maker("device", device)
+
+
+class TestInMemory(Conformance):
+    """The one that other tests trust."""
+
+    @pytest.fixture
+    def maker(self):
+        member = MemoryMember(slots=SLOTS, zone_bytes=ZONE_BYTES)
+        return Maker("image", lambda: member, member.again, locks=False, lists_columns=True)
 
 
 # directories
@@ -299,6 +309,18 @@ def test_cutting_a_log_destroys_the_frame_after_the_cut(image):
     member.close()
 
 
+def test_cutting_a_log_stays_within_its_area(image):
+    end = GEOMETRY.area(MetaFile.WAL)[0] + WAL_BYTES
+    with open(image, "r+b") as file:
+        file.seek(end)
+        file.write(b"not ours")
+    member = raw_maker("image", image).make()
+    member.meta_write(MetaFile.WAL, 0, b"x" * WAL_BYTES)
+    member.meta_truncate(MetaFile.WAL, WAL_BYTES - 100)
+    member.close()
+    assert image.read_bytes()[end - 101 : end + 8] == b"x" + bytes(100) + b"not ours"
+
+
 def test_an_image_that_was_cut_off_is_refused(image):
     member = raw_maker("image", image).make()
     write_label(member, label_of())
@@ -358,6 +380,31 @@ def test_the_same_place_by_other_names(tmp_path, image):
     other = tmp_path / "other"
     other.mkdir()
     assert identity(str(other)) != identity(str(tmp_path))
+
+
+@pytest.mark.parametrize("end", ["close", "forget"])
+def test_a_borrowed_descriptor_stays_open_until_given_back(image, end):
+    files = Descriptors(str(image), lambda key: os.open(image, os.O_RDONLY | os.O_CLOEXEC))
+    with files.borrow("a") as fd:
+        files.close() if end == "close" else files.forget("a")
+        assert os.pread(fd, 1, 0) == b"\0"
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+    if end == "close":
+        with pytest.raises(MemberError, match="closed"), files.borrow("a"):
+            pass
+    files.close()
+
+
+def test_idle_descriptors_are_bounded(image):
+    files = Descriptors(str(image), lambda key: os.open(image, os.O_RDONLY | os.O_CLOEXEC), limit=3)
+    with files.borrow(0) as first:
+        for key in range(1, 20):
+            with files.borrow(key):
+                pass
+        assert len(files._open) == 3 and os.fstat(first)
+    files.close()
+    assert not files._open
 
 
 def test_descriptors_are_not_shared_with_children(image):

@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -43,6 +44,7 @@ def test_write_read_unmount_mount_read(volume):
     volume.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "device", "mixed"])
 def test_all_kinds_of_members(workshop, kind):
     members = {
@@ -62,6 +64,7 @@ def test_all_kinds_of_members(workshop, kind):
     volume.unmount()
 
 
+@pytest.mark.slow
 def test_what_df_and_mount_say(volume):
     with open("/proc/self/mountinfo") as file:
         (line,) = [line for line in file if f" {volume.mountpoint} " in line]
@@ -73,6 +76,7 @@ def test_what_df_and_mount_say(volume):
     assert room.f_namemax == 255
 
 
+@pytest.mark.slow
 def test_umount_by_the_usual_command_then_mount_at_once(volume):
     (volume.mountpoint / "file").write_bytes(os.urandom(20_000_000))
     for _ in range(3):
@@ -86,6 +90,7 @@ def test_umount_by_the_usual_command_then_mount_at_once(volume):
     volume.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_unmounts_cleanly(volume, number):
     (volume.mountpoint / "file").write_text("kept")
@@ -98,6 +103,7 @@ def test_a_signal_unmounts_cleanly(volume, number):
     volume.unmount()
 
 
+@pytest.mark.slow
 def test_a_signal_with_files_open_still_keeps_what_was_written(volume):
     fd = os.open(volume.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"written")
@@ -114,6 +120,7 @@ def test_a_signal_with_files_open_still_keeps_what_was_written(volume):
     volume.check()
 
 
+@pytest.mark.slow
 def test_umount_of_a_busy_mount_is_refused_unless_forced(volume):
     fd = os.open(volume.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"written")
@@ -127,6 +134,7 @@ def test_umount_of_a_busy_mount_is_refused_unless_forced(volume):
     volume.check()
 
 
+@pytest.mark.slow
 def test_foreground(workshop):
     volume = workshop.volume(3)
     words = [volume.shop.directory, "raidfs", "-f", volume.members[0], volume.mountpoint]
@@ -144,6 +152,7 @@ def test_foreground(workshop):
         process.wait()
 
 
+@pytest.mark.slow
 def test_read_only_changes_nothing(volume):
     (volume.mountpoint / "file").write_text("content")
     volume.unmount()
@@ -157,6 +166,7 @@ def test_read_only_changes_nothing(volume):
     assert fingerprint(*volume.members) == before
 
 
+@pytest.mark.slow
 def test_kill_and_mount_again_keeps_what_was_synced(volume):
     with (volume.mountpoint / "synced").open("wb") as file:
         file.write(b"x" * 1_000_000)
@@ -173,6 +183,7 @@ def test_kill_and_mount_again_keeps_what_was_synced(volume):
     volume.check()
 
 
+@pytest.mark.slow
 def test_sync_verb_is_a_barrier(volume):
     (volume.mountpoint / "file").write_bytes(b"z" * 300_000)
     volume.ctl("sync")
@@ -181,6 +192,7 @@ def test_sync_verb_is_a_barrier(volume):
     assert (volume.mountpoint / "file").read_bytes() == b"z" * 300_000
 
 
+@pytest.mark.slow
 def test_member_fail_while_mounted(volume):
     data = os.urandom(2_000_000)
     (volume.mountpoint / "file").write_bytes(data)
@@ -206,8 +218,25 @@ def test_member_fail_while_mounted(volume):
 # -- what applications rely on --------------------------------------------------------------------
 
 
-def test_kinds_of_files_links_and_times(volume):
-    root = volume.mountpoint
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One mounted volume for all tests below that don't unmount it; checked at the end."""
+    with Workshop(tmp_path_factory.mktemp("shared")) as shop:
+        volume = shop.volume(3, level="5", mounted=True)
+        yield volume
+        volume.unmount()
+        volume.check()
+
+
+@pytest.fixture
+def root(shared, request):
+    """A directory of its own for each test, on the shared mount."""
+    directory = shared.mountpoint / re.sub(r"\W+", "_", request.node.name)
+    directory.mkdir()
+    return directory
+
+
+def test_kinds_of_files_links_and_times(root):
     (root / "file").write_text("one")
     os.link(root / "file", root / "hard")
     assert (root / "file").stat().st_nlink == 2
@@ -242,8 +271,7 @@ def renameat2(old, new, flags):
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
-def test_rename_in_all_its_forms(volume):
-    root = volume.mountpoint
+def test_rename_in_all_its_forms(root):
     (root / "a").write_text("a")
     (root / "b").write_text("b")
     os.rename(root / "a", root / "c")
@@ -266,8 +294,8 @@ def test_rename_in_all_its_forms(volume):
         os.rename(root / "d1", root / "d1" / "deeper")
 
 
-def test_sparse_truncate_and_far_offsets(volume):
-    path = volume.mountpoint / "sparse"
+def test_sparse_truncate_and_far_offsets(root):
+    path = root / "sparse"
     with path.open("w+b") as file:
         file.seek(1 << 40)
         file.write(b"end")
@@ -284,8 +312,8 @@ def test_sparse_truncate_and_far_offsets(volume):
         assert caught.value.errno in (errno.EFBIG, errno.EINVAL)
 
 
-def test_open_and_unlinked(volume):
-    path = volume.mountpoint / "gone"
+def test_open_and_unlinked(root):
+    path = root / "gone"
     with path.open("w+b") as file:
         file.write(b"still here")
         file.flush()
@@ -296,23 +324,20 @@ def test_open_and_unlinked(volume):
         file.write(b", and writable")
         file.seek(0)
         assert file.read() == b"still here, and writable"
-    assert os.listdir(volume.mountpoint) == []
+    assert os.listdir(root) == []
 
 
-def test_shared_writable_mmap(volume):
-    path = volume.mountpoint / "mapped"
+def test_shared_writable_mmap(root):
+    path = root / "mapped"
     path.write_bytes(bytes(100_000))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[50_000:50_005] = b"mmap!"
         mapped.flush()
     assert path.read_bytes()[50_000:50_005] == b"mmap!"
-    volume.unmount()
-    volume.mount()
-    assert path.read_bytes()[50_000:50_005] == b"mmap!"
 
 
-def test_direct_io(volume):
-    path = volume.mountpoint / "direct"
+def test_direct_io(root):
+    path = root / "direct"
     buffer = mmap.mmap(-1, 1 << 20)
     buffer.write(os.urandom(1 << 20))
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
@@ -326,8 +351,8 @@ def test_direct_io(volume):
     assert path.read_bytes()[4096:] == buffer[:]  # and the page cache agrees
 
 
-def test_xattrs_and_acls(volume):
-    path = volume.mountpoint / "file"
+def test_xattrs_and_acls(root):
+    path = root / "file"
     path.touch()
     os.setxattr(path, "user.colour", b"blue")
     with pytest.raises(FileExistsError):
@@ -339,19 +364,16 @@ def test_xattrs_and_acls(volume):
     os.removexattr(path, "user.colour")
     run("setfacl", "-m", "u:1234:rw", path)
     assert "user:1234:rw-" in run("getfacl", "-n", "--absolute-names", path).stdout
-    directory = volume.mountpoint / "directory"
+    directory = root / "directory"
     directory.mkdir()
     run("setfacl", "-d", "-m", "g:4321:rx", directory)
     (directory / "inherits").mkdir()
     text = run("getfacl", "-n", "--absolute-names", directory / "inherits").stdout
     assert "default:group:4321:r-x" in text and "group:4321:r-x" in text
-    volume.unmount()
-    volume.mount()
-    assert "user:1234:rw-" in run("getfacl", "-n", "--absolute-names", path).stdout
 
 
-def test_a_large_directory_is_listed_right_while_it_changes(volume):
-    directory = volume.mountpoint / "large"
+def test_a_large_directory_is_listed_right_while_it_changes(root):
+    directory = root / "large"
     directory.mkdir()
     stays = {f"stays{number}" for number in range(700)}
     for name in stays:
@@ -380,6 +402,7 @@ def open_place():
 STRANGER = ("setpriv", "--reuid=12345", "--clear-groups")
 
 
+@pytest.mark.slow
 def test_setuid_goes_when_another_user_writes(open_place):
     volume = open_place.volume(3, mounted=True, options=("allow_other",))
     path = volume.mountpoint / "program"
@@ -397,6 +420,7 @@ def test_setuid_goes_when_another_user_writes(open_place):
     assert "Permission denied" in run(*STRANGER, "cat", path, expect=1).stderr
 
 
+@pytest.mark.slow
 def test_others_are_let_in_only_when_told(open_place):
     volume = open_place.volume(3, mounted=True)
     volume.mountpoint.chmod(0o777)
@@ -404,12 +428,12 @@ def test_others_are_let_in_only_when_told(open_place):
     assert "Permission denied" in done.stderr
 
 
-def test_concurrent_writers_and_fsyncs(volume):
+def test_concurrent_writers_and_fsyncs(root):
     errors = []
 
     def work(number):
         try:
-            path = volume.mountpoint / f"writer{number}"
+            path = root / f"writer{number}"
             with path.open("wb") as file:
                 for turn in range(20):
                     file.write(bytes([number]) * 10_000)
@@ -427,5 +451,3 @@ def test_concurrent_writers_and_fsyncs(volume):
     for thread in threads:
         thread.join()
     assert not errors and time.monotonic() - begun < 30
-    volume.unmount()
-    volume.check()

@@ -23,6 +23,7 @@ def refused(done, *words):
 # -- create ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "count"), [("1", 1), ("5", 2), ("6", 3), ("rs:4+2", 5), ("10", 3), ("3", 2)]
 )
@@ -34,6 +35,7 @@ def test_too_few_members(workshop, level, count):
     assert fingerprint(*members) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["7", "raid5", "rs:0+1", "rs:4", "rs:4+9", "rs:30+2", "-1", ""])
 def test_unknown_level(workshop, level):
     members = workshop.directories(4)
@@ -51,6 +53,7 @@ def test_the_same_directory_twice(workshop):
         assert not list(one.iterdir()) and not list(two.iterdir())
 
 
+@pytest.mark.slow
 def test_a_member_inside_another(workshop):
     one, two = workshop.directories(2)
     inside = one / "inside"
@@ -60,6 +63,7 @@ def test_a_member_inside_another(workshop):
     assert not list(two.iterdir()) and not list(inside.iterdir())
 
 
+@pytest.mark.slow
 def test_a_member_of_another_volume_is_not_taken_for_a_new_one(workshop):
     volume = workshop.volume(3)
     fresh = workshop.directories(2, prefix="fresh")
@@ -79,6 +83,7 @@ def test_a_directory_with_files_is_not_overwritten(workshop):
     assert not list(members[0].iterdir())
 
 
+@pytest.mark.slow
 def test_an_image_with_a_filesystem_is_not_overwritten(workshop):
     images = workshop.images(3)
     run("mkfs.ext4", "-q", images[2])
@@ -87,6 +92,7 @@ def test_an_image_with_a_filesystem_is_not_overwritten(workshop):
     assert fingerprint(*images) == before
 
 
+@pytest.mark.slow
 def test_force_asks_and_nothing_but_yes_is_a_yes(workshop):
     members = workshop.directories(3)
     (members[1] / "thesis.tex").write_text("years of work")
@@ -97,6 +103,7 @@ def test_force_asks_and_nothing_but_yes_is_a_yes(workshop):
     assert "nothing was changed" in done.stderr and fingerprint(*members) == before
 
 
+@pytest.mark.slow
 def test_a_member_too_small(workshop):
     images = [*workshop.images(2), *workshop.images(1, nbytes=64 << 10, prefix="tiny")]
     before = fingerprint(*images)
@@ -105,6 +112,7 @@ def test_a_member_too_small(workshop):
     assert fingerprint(*images) == before
 
 
+@pytest.mark.slow
 def test_a_member_that_does_not_exist(workshop):
     members = workshop.directories(2)
     done = workshop.run("raidfs-ctl", "create", *members, workshop.directory / "nosuch", expect=1)
@@ -112,12 +120,14 @@ def test_a_member_that_does_not_exist(workshop):
     assert not any(any(member.iterdir()) for member in members)
 
 
+@pytest.mark.slow
 def test_a_member_that_is_no_place_for_bytes(workshop):
     members = workshop.directories(2)
     refused(workshop.run("raidfs-ctl", "create", *members, "/dev/null", expect=1), "/dev/null")
     assert not any(any(member.iterdir()) for member in members)
 
 
+@pytest.mark.slow
 def test_a_read_only_member(workshop):
     members = [*workshop.directories(2), *workshop.loop_devices(1)]
     run("blockdev", "--setro", members[2])
@@ -126,6 +136,7 @@ def test_a_read_only_member(workshop):
     assert not any(any(member.iterdir()) for member in members[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     ["--zone-size=100", "--zone-size=3M", "--cell-size=1000", "--cell-size=128K", "--name=",
@@ -137,6 +148,7 @@ def test_senseless_numbers_and_names(workshop, option):
     assert not any(any(member.iterdir()) for member in members)
 
 
+@pytest.mark.slow
 def test_no_room_where_a_directory_member_lies(workshop):
     members = workshop.directories(3)
     with small_filesystem(members[1], 1 << 20):
@@ -173,6 +185,7 @@ def read_only_bind(place):
         run("umount", place)
 
 
+@pytest.mark.slow
 def test_a_volume_that_is_mounted_already(workshop):
     volume = workshop.volume(3, mounted=True)
     elsewhere = workshop.directory / "elsewhere"
@@ -204,6 +217,7 @@ def test_a_mountpoint_that_can_not_be_one(workshop, what):
     assert fingerprint(*volume.members) == before
 
 
+@pytest.mark.slow
 def test_a_stale_mountpoint_is_told_from_a_busy_one(workshop):
     volume = workshop.volume(3, mounted=True)
     pid = volume.pid
@@ -218,6 +232,7 @@ def test_a_stale_mountpoint_is_told_from_a_busy_one(workshop):
     volume.check()
 
 
+@pytest.mark.slow
 def test_a_mountpoint_inside_a_member_and_the_reverse(workshop):
     volume = workshop.volume(3)
     inside = volume.members[0] / "metadata"
@@ -225,6 +240,7 @@ def test_a_mountpoint_inside_a_member_and_the_reverse(workshop):
     refused(workshop.run("raidfs", volume.members[0], workshop.directory, expect=1), "would hide")
 
 
+@pytest.mark.slow
 def test_a_source_that_is_no_member(workshop):
     volume = workshop.volume(3)
     (plain,) = workshop.directories(1, prefix="plain")
@@ -234,6 +250,7 @@ def test_a_source_that_is_no_member(workshop):
     assert not list(plain.iterdir())
 
 
+@pytest.mark.slow
 def test_a_named_member_of_another_volume(workshop):
     first, second = workshop.volume(3), workshop.volume(3)
     before = fingerprint(*first.members, *second.members)
@@ -242,6 +259,7 @@ def test_a_named_member_of_another_volume(workshop):
     assert fingerprint(*first.members, *second.members) == before
 
 
+@pytest.mark.slow
 def test_a_member_of_another_volume_in_the_place_of_ours(workshop):
     first, second = workshop.volume(3), workshop.volume(3)
     first.members[2].rename(workshop.directory / "away")
@@ -251,6 +269,7 @@ def test_a_member_of_another_volume_in_the_place_of_ours(workshop):
     assert fingerprint(*first.members) == before
 
 
+@pytest.mark.slow
 def test_a_copied_member(workshop):
     volume = workshop.volume(3)
     copy = workshop.directory / "copy"
@@ -258,6 +277,7 @@ def test_a_copied_member(workshop):
     refused(volume.mount(f"member={copy}", expect=1), "copy")
 
 
+@pytest.mark.slow
 def test_a_corrupt_label(workshop):
     volume = workshop.volume(3)
     label = volume.members[1] / "label"
@@ -271,6 +291,7 @@ def test_a_corrupt_label(workshop):
     volume.unmount()
 
 
+@pytest.mark.slow
 def test_one_corrupt_copy_of_a_label_is_no_loss(workshop):
     volume = workshop.volume(3)
     label = volume.members[1] / "label"
@@ -282,6 +303,7 @@ def test_one_corrupt_copy_of_a_label_is_no_loss(workshop):
     volume.check()
 
 
+@pytest.mark.slow
 def test_missing_members(workshop):
     volume = workshop.volume(3, level="5")
     volume.members[2].rename(workshop.directory / "away2")
@@ -293,6 +315,7 @@ def test_missing_members(workshop):
     assert fingerprint(*volume.members[:2]) == before
 
 
+@pytest.mark.slow
 def test_a_member_that_became_read_only(workshop):
     volume = workshop.volume(3)
     with read_only_bind(volume.members[1]):
@@ -312,6 +335,7 @@ def without_privileges(workshop, *command):
     return workshop.run(*setpriv, *words, expect=1)
 
 
+@pytest.mark.slow
 def test_no_permission_on_a_member(workshop):
     volume = workshop.volume(3)
     for path in (volume.members[0], volume.members[0] / "label"):
@@ -330,6 +354,7 @@ def test_no_permission_on_a_member(workshop):
     assert not any(any(member.iterdir()) for member in fresh)
 
 
+@pytest.mark.slow
 def test_no_fuse_device(workshop):
     volume = workshop.volume(3)
     nothing = workshop.directory / "nothing"
@@ -342,6 +367,7 @@ def test_no_fuse_device(workshop):
     assert fingerprint(*volume.members) == before
 
 
+@pytest.mark.slow
 def test_an_unknown_mount_option(workshop):
     volume = workshop.volume(3)
     refused(volume.mount("degradde", expect=1), "degradde", "--help")
@@ -350,6 +376,7 @@ def test_an_unknown_mount_option(workshop):
 # -- while mounted, and after ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_under_a_directory_member(workshop):
     members = workshop.directories(3)
     with small_filesystem(members[1], 48 << 20):
@@ -375,6 +402,7 @@ def test_a_disk_that_fills_up_under_a_directory_member(workshop):
         volume.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["status", "check", "umount", "sync", "extract", "member"])
 def test_verbs_on_what_is_nothing(workshop, verb):
     extra = {"extract": ["--to", workshop.directory / "out"]}.get(verb, [])
@@ -386,6 +414,7 @@ def test_verbs_on_what_is_nothing(workshop, verb):
         refused(done, str(target))
 
 
+@pytest.mark.slow
 def test_a_member_that_may_not_fail(workshop):
     volume = workshop.volume(3, level="5", mounted=True)
     ctl = volume.ctl
@@ -404,6 +433,7 @@ def test_a_member_that_may_not_fail(workshop):
     volume.unmount()
 
 
+@pytest.mark.slow
 def test_extract_does_not_overwrite(workshop):
     volume = workshop.volume(3, mounted=True)
     (volume.mountpoint / "file").write_text("from the volume")

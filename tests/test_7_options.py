@@ -68,6 +68,7 @@ def test_every_command_explains_itself(command):
     assert "Usage" in done.stdout and len(done.stdout.splitlines()) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["create"], ["status"], ["list"], ["member", "fail"], ["member", "list"],
                   ["check"], ["extract"], ["umount"], ["sync"]],
@@ -77,6 +78,7 @@ def test_every_verb_explains_itself_and_has_json(arguments):
     assert "--json" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code"),
     [(["raidfs-ctl", "frobnicate"], 2), (["raidfs-ctl", "status"], 2), (["raidfs"], 2),

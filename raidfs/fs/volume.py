@@ -171,13 +171,14 @@ class Volume:
         with self.inodes.held(ino) as inode:
             self.files.check_size(inode, changes.size)
             self.inodes.make_resident(inode)
-            await self.store.reserve(1, privileged=True)
+            cells = 1 if changes.size % self.store.cell_bytes else 0  # the last page's tail: zeros
+            await self.store.reserve(cells, privileged=True)
             try:
                 base = await self.files.tail_base(inode, changes.size)
                 # No await from here on: all changes happen at once.
                 self._change(inode, changes, caller, base)
             finally:
-                self.store.release(1)
+                self.store.release(cells)
             return self.inodes.attributes(inode)
 
     def _change(

@@ -61,6 +61,7 @@ class MemberState:
     write_errors: int = 0
     checksum_errors: int = 0
     healed: int = 0
+    write_error: str = ""  # what the last failed write said
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +363,7 @@ class Array:
                 member_id = zone.columns[column][0]
                 with self._lock:
                     self.states[member_id].write_errors += 1
+                    self.states[member_id].write_error = str(error)
                 self._on_event("WriteError", member_id, str(error))
                 return member_id
             return None

@@ -309,10 +309,12 @@ def _decide(found: Found, *, degraded: bool) -> Decision:
         else:
             observations[entry.id] = Observation(seen_as(label, newest), entry.state)
     code = code_for(newest.parameters.level, newest.parameters.width)
+    # Zones made after a loss avoid the lost member, and survive others on top of it.
+    avoided = any(entry.state == "failed" for entry in newest.members)
     return decide(
         observations,
         tolerance=code.tolerance,
-        may_survive_more=code.may_survive_more or len(newest.members) > code.width,
+        may_survive_more=code.may_survive_more or avoided or len(newest.members) > code.width,
         degraded=degraded,
     )
 

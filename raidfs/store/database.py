@@ -1,4 +1,4 @@
-"""The connection, its one open transaction, and its room: what Names and Tables stand on.
+"""The connection, its one open transaction, and its room: what Inodes and Tables stand on.
 
 1. A write transaction is always open. Changes are plain calls in it; `_end` and `_begin` are the
    only places that close and open it.
@@ -23,14 +23,16 @@ import apsw
 
 from raidfs.errors import FormatError, MemberError, OutOfSpace, RaidfsError
 from raidfs.raid.member import MetaFile
-from raidfs.store.mirror import FRAME_BYTES, PAGE_BYTES, Mirror
+from raidfs.store.batches import FRAME_BYTES, PAGE_BYTES
+from raidfs.store.mirror import Mirror
 
 INF = 2**63 - 1
 CACHE_BYTES = 48 << 20
-CHECKPOINT_FRAMES = 4000
+CHECKPOINT_FRAMES = 1000  # copying a page takes the loop about 20 microseconds
 _STATEMENT_PAGES = 4  # more than a statement dirties, splits averaged over those without
 _RESERVE_PAGES_MIN = 64
 _RESERVE_PAGES_MAX = 4096
+_FLOOR_PAGES = 16  # never used: more than one statement takes beyond its bound
 
 _Row = tuple[Any, ...]
 
@@ -44,6 +46,9 @@ class Database:
         self._db = connection
         self._in_atomic = False
         self._privileged = 0  # depth of `reserve`
+        self._freeing = False
+        self._loose = False  # the credit was measured with part of the reserve
+        self._tight = False  # the reserve was touched since the last commit
         self._credit = 0  # pages that may be spent before room is measured again
         self._spent = 0  # since the last commit or spill: bounds what a commit appends to the log
         self._reusable: tuple[int, int] | None = None  # state of a log that is wholly checkpointed
@@ -53,6 +58,8 @@ class Database:
     # -- statements -------------------------------------------------------------------------------
 
     def _run(self, sql: str, values: _Row = ()) -> None:
+        if self.broken is not None:  # without a transaction it would take effect at once
+            raise RaidfsError(self.broken)
         try:
             self._db.execute(sql, values)
         except Exception as error:
@@ -95,14 +102,16 @@ class Database:
 
     def _begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
+        self._measure_limit()
+        self._credit = 0
+        self._db.pragma("max_page_count", self._page_limit)  # should the credit ever be wrong
 
     def _end(self) -> None:
         """COMMIT: into the log, synced by nobody yet."""
-        if self.broken is not None:
-            raise RaidfsError(self.broken)
         assert not self._in_atomic
         self._run("COMMIT")
         self._spent = 0
+        self._tight = False
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
@@ -120,18 +129,18 @@ class Database:
         finally:
             self._in_atomic = False
 
-    def checkpoint_if_due(self) -> None:
+    def checkpoint_if_due(self) -> bool:
         """Move the log's pages towards the database when it has become long. In memory: what is
         left for `mirror.sync_db()` is to write and sync them, best called off the loop soon
-        after."""
+        after. True if it was due."""
         if self.mirror.read_only or self._log_frames() < self._checkpoint_frames():
-            return
+            return False
         self._end()
         try:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
         finally:
             self._begin()
-        self._credit = 0
+        return True
 
     def _checkpoint(self, mode: int) -> None:
         """Between transactions."""
@@ -146,15 +155,35 @@ class Database:
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
-        """Inside, the last reserve may be used: for what must succeed once data is on the members,
-        and for what frees room."""
+        """Inside, the last reserve may be used: what must succeed once data is on the members."""
         self._privileged += 1
-        self._credit = 0
         try:
             yield
         finally:
             self._privileged -= 1
-            self._credit = 0
+            self._tighten()
+
+    def _tighten(self) -> None:
+        """A credit that was measured with less kept free is void."""
+        if self._loose:
+            self._credit, self._loose = 0, False
+
+    def _kept(self, reserve: int) -> int:
+        """What must stay free: the reserve, half of it for what frees, little for the flusher."""
+        if self._privileged:
+            return _FLOOR_PAGES
+        return reserve // 2 if self._freeing else reserve
+
+    @contextmanager
+    def unreserved(self) -> Iterator[None]:
+        """Around an await within `reserve`: what others do meanwhile may not use the reserve."""
+        depth, self._privileged = self._privileged, 0
+        self._tighten()
+        try:
+            yield
+        finally:
+            assert self._privileged == 0
+            self._privileged = depth
 
     def room(self) -> tuple[int, int]:
         """(used, limit) bytes of the database, the limit being that of ordinary changes."""
@@ -168,9 +197,12 @@ class Database:
 
     @property
     def pressure(self) -> bool:
-        """A commit soon, and then `checkpoint_if_due`, keeps the log within its limit."""
+        """A commit soon, then `checkpoint_if_due`, keep the log within its limit and give back room
+        that removed files still take."""
+        if self._tight:
+            return True
         used = self._log_frames() + self._spent
-        return 2 * used * FRAME_BYTES > self.wal_bytes_max()
+        return 4 * used * FRAME_BYTES > self.wal_bytes_max()
 
     def _log_frames(self) -> int:
         if self._reusable == (self.mirror.log_number, self.mirror.wal_bytes):
@@ -178,7 +210,7 @@ class Database:
         return self.mirror.wal_bytes // FRAME_BYTES
 
     def _checkpoint_frames(self) -> int:
-        return min(CHECKPOINT_FRAMES, self.wal_bytes_max() // FRAME_BYTES // 4)
+        return min(CHECKPOINT_FRAMES, self.wal_bytes_max() // FRAME_BYTES // 8)
 
     def _pages(self) -> tuple[int, int]:
         """(all, free) pages of the database as the open transaction has it."""
@@ -191,6 +223,7 @@ class Database:
         limit = self.mirror.limit_bytes(MetaFile.DB) // PAGE_BYTES
         reserve = min(max(limit // 20, _RESERVE_PAGES_MIN), _RESERVE_PAGES_MAX)
         self._page_limit, self._reserve_pages = limit, reserve
+        self.mirror.limit_bytes(MetaFile.WAL)
 
     def _spend(self, blob_bytes: int = 0) -> None:
         """Promise 2: before each change."""
@@ -204,17 +237,19 @@ class Database:
         if self.broken is not None:
             raise RaidfsError(self.broken)
         self._measure_limit()
-        kept = 0 if self._privileged else self._reserve_pages
+        kept = self._kept(self._reserve_pages)
         pages, free = self._pages()
         room = self._page_limit - pages + free - kept
+        self._tight = self._tight or room + kept < self._reserve_pages
         if room < wanted:
             raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
         self._credit = min(room, self._log_room(wanted))
+        self._loose = self._freeing or self._privileged > 0
 
     def _log_room(self, wanted: int) -> int:
         """Frames that the open transaction may still add to the log."""
         limit = self.wal_bytes_max() // FRAME_BYTES - 1
-        kept = 0 if self._privileged else limit // 10
+        kept = self._kept(limit // 2)
         room = limit - kept - self._log_frames() - self._spent
         if room < wanted and self._spent:
             self._db.cache_flush()  # what is dirty goes into the log, and can be counted exactly

@@ -53,6 +53,7 @@ class Flush:
         """Write and sync the bursts. On a loss beyond redundancy the store fails, and nothing will
         refer to them."""
         store = self.store
+        await store.space.prepare(len(self.inos))
         taken = store.space.rows_for(len(self.inos))
         start = 0
         for each in burst.plan(taken, self.inos, self.indexes, self.memory):
@@ -68,7 +69,7 @@ class Flush:
 
     async def _settle(self, failed: set[int]) -> None:
         for member in failed:
-            self.store.notices.loss(member, "a write to it failed")
+            self.store.notices.loss(member, self.store.array.states[member].write_error)
         await self.store.settle_losses()
 
     async def apply(self) -> None:
@@ -99,7 +100,8 @@ class Flush:
     async def _turn(self) -> None:
         self._turns += 1
         if self._turns % LEAVES_PER_TURN == 0:
-            await trio.lowlevel.checkpoint()
+            with self.store.meta.unreserved():  # the others' changes are ordinary ones
+                await trio.lowlevel.checkpoint()
 
     def _dead(self, addresses: U64 | None) -> set[int]:
         """Cells that no leaf refers to any more."""
@@ -111,7 +113,9 @@ class Flush:
     async def _apply_cuts(self) -> set[int]:
         """Everything from a file's cut on becomes a hole."""
         meta, pages, touched = self.store.meta, self.store.pages, set[int]()
-        for ino, first in zip(*(a.tolist() for a in pages.sealed_cuts(self.generation)), strict=True):
+        for ino, first in zip(
+            *(a.tolist() for a in pages.sealed_cuts(self.generation)), strict=True
+        ):
             number = first >> LEAF_SHIFT
             keep = first & (LEAF_PAGES - 1)
             if keep:
@@ -120,7 +124,7 @@ class Flush:
                     touched |= self._dead(leaf.addresses[keep:])
                     kept = leaf.addresses.copy()
                     kept[keep:] = 0
-                    meta.put_leaf(self.generation, ino, number, Leaf(kept, None))
+                    meta.put_leaf(self.generation, ino, number, Leaf(kept, leaf.inline))
                 number += 1
             for old_number, leaf in meta.leaf_range(ino, number, 1 << 62):
                 touched |= self._dead(leaf.addresses)

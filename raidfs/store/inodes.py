@@ -160,12 +160,10 @@ class Inodes(Database):
     @contextmanager
     def atomic(self, freeing: bool = False) -> Iterator[None]:
         """All changes inside happen, or, after an exception, none; the rows' `born` go back, too.
-        Not to be nested. `freeing`: it gives room back, so it may use the last reserve."""
+        Not to be nested. `freeing`: it gives room back, so it may use half of the reserve."""
         changed, self._journal = self.changed, []
         accounts = {e: _Account(a.first_ino, a.inodes) for e, a in self._accounts.items()}
-        self._privileged += freeing
-        if freeing:
-            self._credit = 0
+        self._freeing = freeing
         try:
             with self._savepoint():
                 yield
@@ -181,9 +179,9 @@ class Inodes(Database):
             raise
         finally:
             self._journal = None
-            if freeing:
-                self._privileged -= 1
-                self._credit = 0
+            self._freeing = False
+            if not self._privileged:
+                self._tighten()
 
     def note_cut(self, epoch: int) -> None:
         """The epoch is closed; changes come with higher ones from here on."""

@@ -22,8 +22,8 @@ valid in it.
 So: highest checkpoint sequence among the copies that commit, then most commits. By 1 there is only
 one sequence, with one exception: a member that failed while G's header was written still shows G-1,
 whole, over a database that holds all of G-1; G, which is higher by one, is then copied to it.
-A member that missed anything that the log no longer holds isn't among the copies: that it failed was
-recorded before the log was begun anew (D).
+A member that missed anything that the log no longer holds isn't among the copies: that it failed
+was recorded before the log was begun anew (D).
 
 A torn page of a database is in the log: it was being written from there (A), and the log is begun
 anew only when all databases are synced (B). SQLite takes it from the log, and the checkpoint that

@@ -78,8 +78,8 @@ DEAD = _each_table(
     "SELECT died, KEY FROM TABLE WHERE died > ? AND died <= ? AND died < 9223372036854775807", _KEYS
 )
 DROP_ONE = _each_table("DELETE FROM TABLE WHERE (KEY) = (MARKS)", _KEYS)
-TOUCHED_BY_DEATH = "SELECT DISTINCT ino FROM inode WHERE died > ? AND died < 9223372036854775807"
-TOUCHED_BY_BIRTH = "SELECT DISTINCT ino FROM inode WHERE ino >= ?"
+TOUCHED_BY_DEATH = "SELECT ino FROM inode WHERE died > ? AND died < 9223372036854775807"
+TOUCHED_BY_BIRTH = "SELECT ino FROM inode WHERE ino >= ?"
 UNDO_DELETE = _each_table("DELETE FROM TABLE WHERE KEY = ? AND born > ?", _OWNER)
 UNDO_REVIVE = _each_table(
     "UPDATE TABLE SET died = 9223372036854775807 "
@@ -105,6 +105,7 @@ class Meta(Inodes, Tables):
         self.durable = 0
         self._inodes = 0  # as of durable
         self._swept: tuple[int, ...] = ()  # `retained` at the last commit
+        self._closed = False
         try:
             self._recover()
         except BaseException:
@@ -159,7 +160,6 @@ class Meta(Inodes, Tables):
         if self.mirror.wal_bytes:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self.mirror.sync_db()
-        self._measure_limit()
         self._begin()
         if not self.mirror.read_only:
             stamp = self._row("PRAGMA user_version")
@@ -206,7 +206,6 @@ class Meta(Inodes, Tables):
                 self._settle(durable)
         self._end()
         self._begin()
-        self._credit = 0
 
     def _settle(self, durable: int) -> None:
         """The row of `state` as of the end of that epoch."""
@@ -246,6 +245,9 @@ class Meta(Inodes, Tables):
 
     def close(self) -> None:
         """Rolls back what was not committed, leaves an empty log where it can. The mirror stays."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")

@@ -1,8 +1,8 @@
 """The metadata files on all members at once: one database and one write-ahead log, kept as copies.
 
-SQLite's writes never reach a member from within SQLite. They go into a queue of *segments* (a
-segment: writes to one of the two files with nothing in between that must come after), reads look
-into the queue first, and `_drain` alone takes segments to the members, in order, by worker threads.
+SQLite's writes never reach a member from within SQLite. They go into a queue of *batches* (a
+batch: writes to one of the two files with nothing in between that must come after), reads look
+into the queue first, and `_drain` alone takes batches to the members, in order, by worker threads.
 So the event loop waits for no member when it writes, and the rules of order are those of one
 function, whoever calls it and whenever:
 
@@ -17,9 +17,9 @@ A and B are SQLite's own; its xSync calls, which would block, are ignored. SQLit
 ("otherwise an out-of-order write following a WAL restart could result in database corruption").
 Without C a member could keep the old header and the old frames up to where the new ones begin to
 lie: a valid beginning of the old log, to be replayed over a database that is newer.
-D is for a member that failed when others did not. While the log goes on, it holds all that this member may
-have missed, and a crash does no harm even if nobody remembers the failure. Once the log is begun
-anew that is no longer so: then its label must say that it is not to be believed.
+D is for a member that failed when others did not. While the log goes on, it holds all that this
+member may have missed, and a crash does no harm even if nobody remembers the failure. Once the log
+is begun anew that is no longer so: then its label must say that it is not to be believed.
 
 What follows, and what is promised:
  1. When `sync_wal` returns, every commit made before it was called survives a crash and the loss of
@@ -37,12 +37,11 @@ What follows, and what is promised:
 
 from __future__ import annotations
 
-import struct
 import threading
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from raidfs import native, wal
 from raidfs.errors import (
@@ -55,74 +54,20 @@ from raidfs.errors import (
 )
 from raidfs.raid.member import Member, MetaFile
 from raidfs.store import logs
+from raidfs.store.batches import (
+    FRAME_BYTES,
+    PAGE_BYTES,
+    Batch,
+    page_good,
+    sealed_page,
+    unit_at,
+)
 
-PAGE_BYTES = 4096
-RESERVED_BYTES = 8  # at the end of each page of the database: CRC-32C, magic
-FRAME_BYTES = wal.FRAME_HEADER_BYTES + PAGE_BYTES
 QUEUE_BYTES_MAX = 64 << 20
-_TRAILER = struct.Struct("<I4s")
-_MAGIC = b"rfdb"
-_CONTENT_BYTES = PAGE_BYTES - RESERVED_BYTES
 _ZEROS = bytes(PAGE_BYTES)
-_WRITE_BYTES_MAX = 4 << 20
 
 OnEvent = Callable[[str, int, str], None]  # name, member id, text
 OnFailed = Callable[[int, str], bool | None]  # member id, reason -> the loss is recorded
-
-
-def page_crc(page: bytes, offset_bytes: int) -> int:
-    """CRC-32C of a database page's content, begun with its number (so it is bound to its place)."""
-    return native.crc32c(memoryview(page)[:_CONTENT_BYTES], offset_bytes // PAGE_BYTES + 1)
-
-
-def sealed_page(page: bytes, offset_bytes: int) -> bytes:
-    """The page with its trailer."""
-    assert len(page) == PAGE_BYTES
-    return page[:_CONTENT_BYTES] + _TRAILER.pack(page_crc(page, offset_bytes), _MAGIC)
-
-
-def page_good(page: bytes, offset_bytes: int) -> bool:
-    """The page is whole and its trailer says so."""
-    if len(page) != PAGE_BYTES:
-        return False
-    crc, magic = _TRAILER.unpack_from(page, _CONTENT_BYTES)
-    return bool(magic == _MAGIC and crc == page_crc(page, offset_bytes))
-
-
-def _unit_at(offset: int) -> tuple[int, int]:
-    """(start, bytes) of what SQLite writes at once there: the header, a frame's header, its
-    page."""
-    if offset < wal.HEADER_BYTES:
-        return 0, wal.HEADER_BYTES
-    within = (offset - wal.HEADER_BYTES) % FRAME_BYTES
-    if within < wal.FRAME_HEADER_BYTES:
-        return offset - within, wal.FRAME_HEADER_BYTES
-    return offset - within + wal.FRAME_HEADER_BYTES, PAGE_BYTES
-
-
-@dataclass(slots=True)
-class Segment:
-    """Writes to one file that may reach the members in any order among themselves."""
-
-    file: MetaFile
-    begins: bool = False  # the log begins anew here: nothing of it that is older counts
-    empties: bool = False  # by being truncated to nothing, not by a new header
-    taken: bool = False  # on its way to the members: later writes belong to a new segment
-    writes: dict[int, bytes] = field(default_factory=dict)  # offset -> bytes, never overlapping
-
-    def runs(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) ascending, neighbours joined to large writes."""
-        start, end, parts = 0, 0, list[bytes]()
-        for offset in sorted(self.writes):
-            if parts and (offset != end or end - start >= _WRITE_BYTES_MAX):
-                yield start, b"".join(parts)
-                parts = []
-            if not parts:
-                start = end = offset
-            parts.append(self.writes[offset])
-            end += len(parts[-1])
-        if parts:
-            yield start, b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +104,7 @@ class Mirror:
         self._log_readers: list[int] | None = None  # members whose log is known good; None: all
         self.on_event: OnEvent = on_event or (lambda name, member, text: None)
         self.on_failed: OnFailed = on_failed or (lambda member, reason: True)
-        self._queue: list[Segment] = []
+        self._queue: list[Batch] = []
         self._queued_bytes = 0
         self._queue_bytes_max = queue_bytes_max
         self._mutex = threading.Lock()  # the queue and the set of members; held for moments
@@ -195,9 +140,9 @@ class Mirror:
                 sizes.append(member.meta_size(MetaFile.DB))
             except MemberError as error:
                 self.lose(member_id, str(error))
+        if choice.best is not None:
+            sizes.append(choice.best.committed_pages * PAGE_BYTES)
         self.db_bytes = max(sizes, default=0) // PAGE_BYTES * PAGE_BYTES
-        if not self.db_bytes and choice.best is not None:
-            self.db_bytes = PAGE_BYTES  # so that SQLite looks at the log
 
     @property
     def members(self) -> dict[int, Member]:
@@ -246,7 +191,7 @@ class Mirror:
         """Any bytes; short at the end of the file. Most often the page of a frame."""
         parts = []
         while nbytes > 0:
-            start, unit_bytes = _unit_at(offset)
+            start, unit_bytes = unit_at(offset)
             data = self._queued(MetaFile.WAL, start)
             if data is None:
                 unit_bytes = min(unit_bytes, self.wal_bytes - start)
@@ -264,9 +209,9 @@ class Mirror:
             raise OutOfSpace("the metadata log has no room for this change")
         if offset == 0:
             assert len(data) == wal.HEADER_BYTES
-            self._begin_log(Segment(MetaFile.WAL, begins=True, writes={0: data}))
+            self._begin_log(Batch(MetaFile.WAL, begins=True, writes={0: data}))
         else:
-            assert _unit_at(offset) == (offset, len(data))
+            assert unit_at(offset) == (offset, len(data))
             if len(data) == PAGE_BYTES:
                 frame = (offset - wal.HEADER_BYTES) // FRAME_BYTES
                 self._log_crcs[frame : frame + 1] = array("I", [native.crc32c(data)])
@@ -276,14 +221,14 @@ class Mirror:
     def truncate_wal(self) -> None:
         """To nothing."""
         if self.wal_bytes:
-            self._begin_log(Segment(MetaFile.WAL, begins=True, empties=True))
+            self._begin_log(Batch(MetaFile.WAL, begins=True, empties=True))
 
     # -- the queue --------------------------------------------------------------------------------
 
-    def _begin_log(self, segment: Segment) -> None:
+    def _begin_log(self, batch: Batch) -> None:
         with self._mutex:
-            self._queue.append(segment)
-            self._queued_bytes += sum(map(len, segment.writes.values()))
+            self._queue.append(batch)
+            self._queued_bytes += sum(map(len, batch.writes.values()))
         self.log_number += 1
         self._log_crcs = array("I")
         self.wal_bytes = 0
@@ -293,7 +238,7 @@ class Mirror:
         with self._mutex:
             last = self._queue[-1] if self._queue else None
             if last is None or last.taken or last.file is not file or last.empties:
-                last = Segment(file)
+                last = Batch(file)
                 self._queue.append(last)
             old = last.writes.get(offset)
             last.writes[offset] = data
@@ -302,14 +247,14 @@ class Mirror:
             self._drain(everything=True)
 
     def _queued(self, file: MetaFile, offset: int) -> bytes | None:
-        """What the newest segment that has it says of the bytes there; b"" if they are gone."""
+        """What the newest batch that has it says of the bytes there; b"" if they are gone."""
         with self._mutex:
-            for segment in reversed(self._queue):
-                if segment.file is file:
-                    data = segment.writes.get(offset)
+            for batch in reversed(self._queue):
+                if batch.file is file:
+                    data = batch.writes.get(offset)
                     if data is not None:
                         return data
-                    if segment.begins:
+                    if batch.begins:
                         return b""
         return None
 
@@ -337,7 +282,7 @@ class Mirror:
             self._drain_locked(everything=everything)
 
     def _drain_locked(self, *, everything: bool) -> None:
-        """In order: all segments, or those up to the last one of the log."""
+        """In order: all batches, or those up to the last one of the log."""
         assert not self.read_only
         with self._mutex:
             count = len(self._queue)
@@ -347,32 +292,32 @@ class Mirror:
             if self.broken is not None:
                 raise MemberError(self.broken)
             with self._mutex:
-                segment = self._queue[0]
-                segment.taken = True
-            self._apply(segment)
+                batch = self._queue[0]
+                batch.taken = True
+            self._apply(batch)
             with self._mutex:
                 self._queue.pop(0)
-                self._queued_bytes -= sum(map(len, segment.writes.values()))
+                self._queued_bytes -= sum(map(len, batch.writes.values()))
 
-    def _apply(self, segment: Segment) -> None:
-        """One segment to all members, after whatever rules A, B and C demand."""
-        if segment.file is MetaFile.DB:
+    def _apply(self, batch: Batch) -> None:
+        """One batch to all members, after whatever rules A, B and C demand."""
+        if batch.file is MetaFile.DB:
             self._sync(MetaFile.WAL)  # A
-        elif segment.begins:
+        elif batch.begins:
             self._sync(MetaFile.DB)  # B
             if self._unrecorded:  # D
                 lost = ", ".join(map(str, sorted(self._unrecorded)))
                 raise LossUnrecorded(f"the loss of member {lost} is not in the labels yet")
-            if segment.empties:
+            if batch.empties:
                 self._each(lambda member: member.meta_truncate(MetaFile.WAL, 0))
                 self._header_on_members = False
                 self._sync(MetaFile.WAL, surely=True)  # C
             elif self._header_on_members:
-                self._write(MetaFile.WAL, [(0, segment.writes[0])])
+                self._write(MetaFile.WAL, [(0, batch.writes[0])])
                 self._sync(MetaFile.WAL)  # C
             else:
                 self._header_on_members = True
-        self._write(segment.file, list(segment.runs()))
+        self._write(batch.file, list(batch.runs()))
 
     def _write(self, file: MetaFile, runs: list[tuple[int, bytes]]) -> None:
         def write(member: Member) -> None:
@@ -412,7 +357,7 @@ class Mirror:
             if not all(isinstance(errors[member_id], MemberFull) for member_id in lost):
                 self.broken = f"no member is left that takes metadata: {first}"
                 raise MemberError(self.broken) from first
-            raise first  # nothing was forgotten: the segment stays and can be tried again
+            raise first  # nothing was forgotten: the batch stays and can be tried again
         for member_id in lost:
             self.lose(member_id, str(errors[member_id]))
 

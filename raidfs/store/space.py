@@ -10,11 +10,13 @@ Promises (numbers of docs/ARCHITECTURE.md):
     the last reference is durable: `retire_empty` -> (commit is durable) -> `erasable`.
 10. A full volume says ENOSPC when the write arrives: credits are granted only against zones that
     are allocated and preallocated on their members. Room never falls below credits, because a
-    flush of P pages uses at most P + k - 1 cells of room per zone it ends in, which `slack` covers.
+    flush of P pages uses at most P + k - 1 cells, and as many flushes as may still come are counted
+    (`rounding_cells`).
 
 New zones avoid lost members: first at full width, then narrower at the same level ("5" on four
 members instead of five is 3+1), so new data has full redundancy while enough members remain. Only
-when not even that fits are zones written with columns missing.
+when not even that fits are zones written with columns missing: new ones, or *damaged* ones, which
+had room left when a member was lost.
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ Addresses = npt.NDArray[np.uint64]
 
 ZONE_SHIFT = 32
 ROW_SHIFT = 8
-SLACK_ROWS = 32  # room that is never granted: rounding of the bursts in flight, and truncates
+SLACK_ROWS = 32  # room that only the privileged get: for truncates on a full volume
+FULL_S = 10.0  # a member that had no room for a column is asked again after so long
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Zone:
     """One zone in memory. `fill`: rows handed out so far; `live`: cells that leaves refer to."""
 
@@ -56,6 +59,7 @@ class Zone:
     live: int = 0
     pins: int = 0  # reads under way; a pinned zone isn't erased
     retired: int = 0  # in limbo: the epoch whose commit removed it from the metadata
+    placed: bool = False  # got rows from the flush under way, which `live` doesn't count yet
 
     @property
     def room_cells(self) -> int:
@@ -121,12 +125,14 @@ class Space:
         self.limbo: dict[int, Zone] = {}
         self.open: list[Zone] = []
         self.reserved = 0  # credits of writers that haven't made their cells yet
+        self.writers = 0  # how many those are
         self.placed = 0  # dirty cells that have rows already, until their epoch is retired
         self._dirty_cells = dirty_cells
         self.wanted = trio.Event()  # a zone should be allocated ahead
         self.slots = {member: Slots(total) for member, total in slots.items()}
         self._allocating = trio.Lock()
-        self._full: set[int] = set()  # members that said MemberFull since the last erasure
+        self._idle: set[int] = set()  # damaged zones without live cells
+        self._full: dict[int, float] = {}  # members that couldn't make a column, and when
         self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
         self._load()
 
@@ -147,7 +153,7 @@ class Space:
                 self.open.append(zone)
         for member, slots in self.slots.items():
             slots.free = [s for s in range(slots.total) if s not in taken[member]]
-        self.sort_open()
+        self.after_loss()
 
     # -- room and credits -----------------------------------------------------------------------
 
@@ -161,29 +167,49 @@ class Space:
         return self.reserved + self._dirty_cells() - self.placed
 
     @property
+    def _k_max(self) -> int:
+        return max((zone.map.code.k for zone in self.open), default=self.code.k)
+
+    @property
     def slack_cells(self) -> int:
-        return SLACK_ROWS * max((z.map.code.k for z in self.open), default=self.code.k)
+        return SLACK_ROWS * self._k_max
+
+    @property
+    def rounding_cells(self) -> int:
+        """Cells that the flushes to come may leave unused, less than a row each: that of the sealed
+        epoch, that of the open one, and one for each writer, who may be last to dirty an epoch."""
+        return (self.writers + 2) * (self._k_max - 1)
 
     def _grantable(self, privileged: bool) -> int:
-        slack = self.slack_cells // 2 if privileged else self.slack_cells
-        return self.room_cells - self.credits - slack
+        """To one more writer."""
+        kept = self.rounding_cells + self._k_max - 1 + (0 if privileged else self.slack_cells)
+        return self.room_cells - self.credits - kept
 
     def wants_zone(self) -> bool:
         """Less than a zone's worth can be granted: time to allocate one ahead."""
         return self._grantable(False) < self.rows_per_zone * self.code.k
 
-    async def take(self, cells: int, privileged: bool = False) -> None:
-        """Grant `cells` credits, allocating zones as needed; OutOfSpace when none fits."""
-        while self._grantable(privileged) < cells:
-            grown = await self.grow(lambda: self._grantable(privileged) < cells)
-            if not grown and self._grantable(privileged) < cells:
-                raise OutOfSpace("the volume is full")
+    def take(self, cells: int, privileged: bool = False) -> bool:
+        """Grant a writer `cells` credits, of the room there is. False: it isn't enough."""
+        assert cells > 0
+        if self._grantable(privileged) < cells:
+            return False
         self.reserved += cells
+        self.writers += 1
+        return True
+
+    async def make_room(self, cells: int, privileged: bool = False) -> bool:
+        """Allocate zones until `take` can grant that many; False when no more fits."""
+        while self._grantable(privileged) < cells:
+            if not await self.grow(lambda: self._grantable(privileged) < cells):
+                return False
+        return True
 
     def give(self, cells: int) -> None:
         """End a reservation: its cells are dirty in memory now, or weren't needed."""
-        assert 0 <= cells <= self.reserved, (cells, self.reserved)
+        assert 0 < cells <= self.reserved and self.writers, (cells, self.reserved)
         self.reserved -= cells
+        self.writers -= 1
 
     # -- zones ----------------------------------------------------------------------------------
 
@@ -193,17 +219,51 @@ class Space:
     def online(self, member: int) -> bool:
         return self.array.states[member].state == "online"
 
-    def sort_open(self) -> None:
+    def readable(self, zone: Zone) -> bool:
+        """Its code survives the members lost."""
+        columns = enumerate(zone.map.columns)
+        lost = frozenset(column for column, (member, _) in columns if not self.online(member))
+        return not lost or zone.map.code.survives(lost)
+
+    def _sort_open(self) -> None:
         """Whole zones first, then the oldest: what is written next goes to open[0]."""
         self.open.sort(key=lambda zone: (not self.healthy(zone), zone.map.zone))
 
-    async def grow(self, still_wanted: Callable[[], bool]) -> bool:
-        """Allocate one more zone; False when no set of members has room for one."""
+    def after_loss(self) -> None:
+        """A member went offline: a zone beyond reading takes nothing more."""
+        self.open = [zone for zone in self.open if self.readable(zone)]
+        self._sort_open()
+        damaged = (zone for zone in self.zones.values() if not self.healthy(zone))
+        self._idle = {zone.map.zone for zone in damaged if zone.live == 0}
+
+    @property
+    def redundant(self) -> bool:
+        """Everything that lies in zones can be read, and what was promised room has it."""
+        full = [zone for zone in self.zones.values() if zone.live or zone.placed]
+        return self.room_cells >= self.credits and all(map(self.readable, full))
+
+    async def prepare(self, pages: int) -> None:
+        """Before `rows_for`: allocate whole zones, where that many pages would go to damaged ones."""
+
+        def lacking() -> bool:
+            whole = sum(zone.room_cells for zone in self.open if self.healthy(zone))
+            return whole < pages
+
+        while lacking() and not all(map(self.healthy, self.open)):
+            try:
+                if not await self.grow(lacking, whole=True):
+                    return
+            except OutOfSpace:  # of the metadata: the damaged ones will do
+                return
+
+    async def grow(self, still_wanted: Callable[[], bool], whole: bool = False) -> bool:
+        """Allocate one more zone; False when no set of members has room for one. `whole`: only one
+        without missing columns will do. OutOfSpace when the metadata has no room for it."""
         async with self._allocating:
             if not still_wanted():
                 return True
             while True:
-                choice = self._choose()
+                choice = self._choose(whole)
                 if choice is None:
                     return False
                 code, members = choice
@@ -213,23 +273,37 @@ class Space:
                 new = ZoneMap(number, code, self.rows_per_zone, columns)
                 errors = await self.offload(self.array.create_zone, new)
                 if not errors:
-                    self._admit(new)
+                    await self._admit(new)
                     return True
                 # A member that can't make a column isn't lost by it: it is passed over, and the
                 # next write to its metadata or columns decides whether it is.
-                self._full.update(errors)
-                for member, slot in columns:
-                    self.slots[member].give(slot)
+                self._full.update(dict.fromkeys(errors, time.monotonic()))
+                self._give_slots(new)
 
-    def _admit(self, new: ZoneMap) -> None:
-        zone = Zone(new)
-        self.meta.insert_zone(new.zone, new.code.text, new.rows, new.columns)
-        self.zones[new.zone] = zone
+    def _give_slots(self, zone: ZoneMap) -> None:
+        for member, slot in zone.columns:
+            if member in self.slots:
+                self.slots[member].give(slot)
+        self._room_cache = (-1.0, {})
+
+    async def _admit(self, new: ZoneMap) -> None:
+        try:
+            with self.meta.atomic():
+                self.meta.insert_zone(new.zone, new.code.text, new.rows, new.columns)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.offload(self.array.remove_zone, new)
+            self._give_slots(new)
+            raise
+        self.zones[new.zone] = zone = Zone(new)
         self.open.append(zone)
-        self.sort_open()
+        self._sort_open()
+        self._room_cache = (-1.0, {})
 
-    def _choose(self) -> tuple[Code, list[int]] | None:
+    def _choose(self, whole: bool) -> tuple[Code, list[int]] | None:
         """Code and members of the next zone: full width, else narrower, else columns missing."""
+        now = time.monotonic()
+        self._full = {m: when for m, when in self._full.items() if now - when < FULL_S}
         rooms = self._member_rooms()
         free = {
             member: min(len(slots.free), rooms.get(member, 0))
@@ -249,8 +323,10 @@ class Space:
             members = choose_members(free, code, number)
             if members is not None:
                 return code, members
-        everyone = free | {m: len(self.slots[m].free) for m in lost if self.slots[m].free}
-        members = choose_members(everyone, self.code, number)
+        lost.sort(key=lambda member: -len(self.slots[member].free))
+        needed = [m for m in lost if self.slots[m].free][: max(0, self.code.width - len(free))]
+        everyone = free | {m: len(self.slots[m].free) for m in needed}
+        members = choose_members(everyone, self.code, number) if not whole else None
         if members is None:
             return None
         missing = frozenset(c for c, m in enumerate(members) if m in lost)
@@ -295,8 +371,10 @@ class Space:
         while pages:
             zone = self.open[0]
             code = zone.map.code
-            here = min(pages, zone.room_cells, self.pages_per_burst_max)
+            most = max(1, self.pages_per_burst_max // code.k) * code.k  # or each burst would round
+            here = min(pages, zone.room_cells, most)
             rows = -(-here // code.k)
+            zone.placed = True
             taken.append(Rows(zone, zone.fill, rows, here))
             zone.fill += rows
             pages -= here
@@ -320,32 +398,48 @@ class Space:
 
     def store_zones(self, touched: Iterable[int], epoch: int) -> None:
         """Write fill and live of touched zones to the metadata that becomes durable with `epoch`;
-        those that are full of dead cells go into limbo."""
+        those that are full of dead cells go into limbo, and damaged ones that nobody needs."""
+        touched = set(touched)
         for number in touched:
             zone = self.zones[number]
-            if zone.live == 0 and zone.room_cells == 0:
+            zone.placed = False
+            if not self.healthy(zone) and zone.live == 0:
+                self._idle.add(number)
+        for number in touched | self._idle:
+            zone = self.zones[number]
+            if zone.live == 0 and (zone.room_cells == 0 or self._spare(zone)):
                 self.meta.delete_zone(number)
                 zone.retired = epoch
                 self.limbo[number] = self.zones.pop(number)
-            else:
+                self._idle.discard(number)
+                if zone in self.open:
+                    self.open.remove(zone)
+            elif number in touched:
                 self.meta.update_zone(number, zone.fill, zone.live)
+
+    def _spare(self, zone: Zone) -> bool:
+        """The zone is damaged, and what was promised room has it elsewhere."""
+        if self.healthy(zone):
+            return False
+        return zone not in self.open or self._grantable(True) >= zone.room_cells
 
     def erasable(self, durable: int) -> list[Zone]:
         """Zones in limbo whose commit is durable and that nobody reads (promise 3)."""
         return [z for z in self.limbo.values() if z.retired <= durable and not z.pins]
 
     async def erase(self, zones: list[Zone]) -> None:
-        """Remove the columns and give the slots back."""
-        for zone in zones:
-            assert zone.map.zone in self.limbo and not zone.pins
-            del self.limbo[zone.map.zone]
-        await self.offload(self._erase_columns, zones)
-        for zone in zones:
-            for member, slot in zone.map.columns:
-                if member in self.slots:
-                    self.slots[member].give(slot)
-        self._full.clear()
-        self._room_cache = (-1.0, {})
+        """Remove the columns and give the slots back. Whoever calls `grow` from now on waits until
+        that is done. Zones that were erased meanwhile, or are being read, are left out."""
+        async with self._allocating:
+            zones = [z for z in zones if z.map.zone in self.limbo and not z.pins]
+            if not zones:
+                return
+            for zone in zones:
+                del self.limbo[zone.map.zone]
+            await self.offload(self._erase_columns, zones)
+            for zone in zones:
+                self._give_slots(zone.map)
+            self._full.clear()
 
     def _erase_columns(self, zones: list[Zone]) -> None:
         for zone in zones:
@@ -381,7 +475,7 @@ class Space:
         code = self.code
         if len(online) < code.width:
             code = narrower(self.parameters.level, len(online)) or code
-            if len(online) < code.width:
+            if len(online) < code.width:  # zones with columns missing, on whom they would be is moot
                 online = list(self.slots)
         per_zone = self.rows_per_zone * code.k
         total = usable_zones([self.slots[m].total for m in online], code) * per_zone
@@ -390,4 +484,3 @@ class Space:
         free = max(0, unallocated + self._grantable(False))
         live = sum(zone.live for zone in self.zones.values())
         return Usage(max(total, live), free, live, len(self.zones))
-

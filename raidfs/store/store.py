@@ -19,17 +19,18 @@ Promises (numbers of docs/ARCHITECTURE.md):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
-from ..errors import LossUnrecorded, NotEnoughMembers, RaidfsError, ReadOnly
+from ..errors import LossUnrecorded, NotEnoughMembers, OutOfSpace, RaidfsError, ReadOnly
 from ..pages import Pages, Sealed
 from ..raid.array import Array, MemberState
 from ..raid.assembly import Assembly
@@ -44,6 +45,10 @@ log = logging.getLogger("raidfs.store")
 
 CUT_INTERVAL_S = 5.0
 DIRTY_BYTES_MAX = 256 << 20
+DIRTY_CELLS_MIN = 320  # one write of 1 MiB and a bit must fit
+CHANGES_PER_LOOK = 64  # between looks at the metadata's pressure
+FULL_TRIES = 3
+LIMBO_S = 0.02
 EVENTS_WAITING_MAX = 1000  # a flood of equal errors is cut off, the counters go on
 
 
@@ -76,6 +81,11 @@ class Notices:
         self._clock = clock
         self._events: list[tuple[int, str, int, str]] = []
         self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> bool:
+        """There are events to be kept."""
+        return bool(self._events)
 
     def event(self, name: str, member: int, text: str) -> None:
         """`member` is -1 when the event concerns none."""
@@ -137,8 +147,11 @@ class Store:
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self._sealed: list[Sealed] = []
         self._changed = False
+        self._changes = 0
         self._wanted = trio.Event()
         self._progress = trio.Event()
+        self._entering = trio.Lock()  # held by the first of the writers that wait for room
+        self._settling = trio.Lock()
         self._stopping = False
         self._stopped: trio.Event | None = None  # set when `run` has ended
 
@@ -164,17 +177,25 @@ class Store:
                 if not read_only:
                     await offload(assembly.settle)
             notices = Notices(clock)
+
+            def record(member: int, reason: str) -> bool:
+                """While opening: a loss goes into the labels at once."""
+                notices.loss(member, reason)
+                assembly.fail(member, reason)
+                return True
+
             mirror = Mirror(
-                assembly.members,
+                dict(assembly.members),
                 read_only=read_only,
                 on_event=notices.event,
-                on_failed=notices.loss,
+                on_failed=record,
             )
             try:
                 meta = Meta(mirror)
             except BaseException:
                 mirror.close()
                 raise
+            mirror.on_failed = notices.loss
             store = cls(
                 assembly,
                 mirror,
@@ -197,9 +218,8 @@ class Store:
     def _dirty_room(self, dirty_bytes_max: int) -> int:
         """Dirty cells allowed. Each may dirty a leaf of its own, so what a flush adds to the WAL is
         bounded by them; a raw member's WAL region is finite."""
-        cells = max(64, dirty_bytes_max // self.cell_bytes)
-        wal_cells = max(64, self.meta.wal_bytes_max() // (3 * 4096))
-        return min(cells, wal_cells)
+        wal_cells = self.meta.wal_bytes_max() // (6 * 4096)  # leaf: row and overflow; and its CRC
+        return max(DIRTY_CELLS_MIN, min(dirty_bytes_max // self.cell_bytes, wal_cells))
 
     # -- what the volume may do -------------------------------------------------------------------
 
@@ -220,39 +240,30 @@ class Store:
 
     async def settle_losses(self) -> None:
         """Write every loss noticed so far into the labels of the others, before anything is told
-        durable that the lost member missed."""
-        while self.notices.losses:
-            member, reason = self.notices.losses.popitem()
-            if self.array.states[member].state == "failed":
-                continue
-            self.array.fail(member, reason)
-            try:
-                self.mirror.lose(member, reason)
-                redundant = self.redundant()
-                left = await self.offload(
-                    functools.partial(
-                        self.assembly.fail, member, reason, zones_survive=redundant
-                    )
-                )
-                self.mirror.recorded(member)
-            except RaidfsError as error:
-                self.fail(f"member {member} failed ({reason}): {error}")
-                return
-            for other in left - {member}:
-                self.notices.loss(other, "its label could not be written")
-            self.space.sort_open()
-            if not redundant:
-                self.fail(f"more members are lost than the code survives ({reason})")
-                return
+        durable that the lost member missed. On return that has been done, or the store failed."""
+        async with self._settling:
+            while self.notices.losses:
+                member, reason = self.notices.losses.popitem()
+                if self.array.states[member].state != "failed":
+                    await self._settle_loss(member, reason)
 
-    def redundant(self) -> bool:
-        """Every zone that holds live cells can still be read."""
-        for zone in self.space.zones.values():
-            members = enumerate(zone.map.columns)
-            lost = frozenset(column for column, (m, _) in members if not self.space.online(m))
-            if lost and not zone.map.code.survives(lost) and (zone.live or zone.room_cells):
-                return False
-        return True
+    async def _settle_loss(self, member: int, reason: str) -> None:
+        self.array.fail(member, reason)
+        self.space.after_loss()
+        try:
+            self.mirror.lose(member, reason)
+            redundant = self.space.redundant
+            left = await self.offload(
+                functools.partial(self.assembly.fail, member, reason, zones_survive=redundant)
+            )
+            self.mirror.recorded(member)
+        except RaidfsError as error:
+            self.fail(f"member {member} failed ({reason}): {error}")
+            return
+        for other in left - {member}:
+            self.notices.loss(other, "its label could not be written")
+        if not redundant:
+            self.fail(f"more members are lost than the code survives ({reason})")
 
     async def fail_member(self, member: int, reason: str) -> None:
         """An administrator takes a member out. The caller has checked that redundancy covers it."""
@@ -275,8 +286,12 @@ class Store:
         return sealed.generation
 
     def changed(self) -> None:
-        """The open epoch holds something: a cut is due within `interval_s`."""
+        """The open epoch holds something: a cut is due within `interval_s`, or soon if the log or
+        the metadata's last reserve fill up."""
         self._changed = True
+        self._changes += 1
+        if self._changes % CHANGES_PER_LOOK == 0 and self.meta.pressure:
+            self._wanted.set()
 
     def request_cut(self) -> None:
         """Ask the flusher for a cut soon; returns at once."""
@@ -285,7 +300,12 @@ class Store:
 
     @property
     def dirty(self) -> bool:
-        return self._changed or self.meta.changed or self.pages.statistics().open_files > 0
+        return (
+            self._changed
+            or self.meta.changed
+            or self.notices.waiting
+            or self.pages.statistics().open_files > 0
+        )
 
     async def commit(self) -> None:
         """Return when everything told so far is durable; concurrent callers share one cut."""
@@ -328,7 +348,8 @@ class Store:
             await self.space.wanted.wait()
             self.space.wanted = trio.Event()
             if self.failed is None and not self.read_only:
-                await self.space.grow(self.space.wants_zone)
+                with contextlib.suppress(OutOfSpace):  # whoever needs the zone will be told
+                    await self.space.grow(self.space.wants_zone)
 
     async def _flush_once(self) -> None:
         try:
@@ -349,26 +370,35 @@ class Store:
         await flush.place()
         if self.failed is not None:
             return
+        if self.meta.pressure:  # make room in the log for what this flush adds
+            self.meta.commit(None)
+            await self._checkpoint()
         await flush.apply()
         self.meta.commit(sealed.generation)
         self.pages.retire(sealed.generation)
         self.space.retire(len(flush.inos))
         self._step()  # dirty room is free again, although not yet durable
-        if not await self._sync_log():
+        if not await self._sync(self.mirror.sync_wal):
             return
         self._sealed.pop(0)
         self.durable = sealed.generation
         self.cuts += 1
         self._step()
         await self.space.erase(self.space.erasable(self.durable))
-        self.meta.checkpoint_if_due()
+        await self._checkpoint()
 
-    async def _sync_log(self) -> bool:
-        """Sync the commits made so far on all members that are left, with losses recorded. False if
-        that failed the volume."""
+    async def _checkpoint(self) -> None:
+        """When the log has become long, move its pages into the database, off the loop: the next
+        fsync shall not have to wait for that."""
+        if self.meta.checkpoint_if_due():
+            await self._sync(self.mirror.sync_db)
+
+    async def _sync(self, sync: Callable[[], None]) -> bool:
+        """Sync the log, or all, on the members that are left, with losses recorded. False if that
+        failed the volume."""
         while True:
             try:
-                await self.offload(self.mirror.sync_wal)
+                await self.offload(sync)
                 again = False
             except LossUnrecorded:  # the mirror wants the loss in the labels first
                 again = True
@@ -382,29 +412,51 @@ class Store:
         """Wait for dirty room, then take credits for `cells` new dirty cells; OutOfSpace if the
         volume is full, after cuts have freed what they can."""
         self.writable()
+        if cells == 0:
+            return
         assert cells <= self.dirty_cells_max
-        while self.pages.dirty_cells + self.space.reserved + cells > self.dirty_cells_max:
-            self.writable()
-            self._wanted.set()
-            await self._progress.wait()
-        for last_try in (False, False, True):
-            try:
-                await self.space.take(cells, privileged)
-                break
-            except RaidfsError:
-                if last_try:
-                    raise
-                await self.commit()  # files removed since may empty zones
-                self.writable()
+        at_once = not self._entering.locked() and self._fits(cells)
+        if not (at_once and self.space.take(cells, privileged)):
+            async with self._entering:  # one by one, so that nobody is overtaken for ever
+                await self._enter(cells, privileged)
         if self.pages.dirty_cells > self.dirty_cells_max // 2:
             self._wanted.set()
         if self.space.wants_zone():
             self.space.wanted.set()
 
+    def _fits(self, cells: int) -> bool:
+        return self.pages.dirty_cells + self.space.reserved + cells <= self.dirty_cells_max
+
+    async def _enter(self, cells: int, privileged: bool) -> None:
+        """Dirty room first, then credits; both are there in the same moment in the end."""
+        tries = 0
+        while True:
+            self.writable()
+            if not self._fits(cells):
+                self._wanted.set()
+                await self._progress.wait()
+            elif self.space.take(cells, privileged):
+                return
+            elif not await self.space.make_room(cells, privileged):
+                if tries == FULL_TRIES:
+                    raise OutOfSpace("the volume is full")
+                await self._reclaim()
+                tries += 1
+
+    async def _reclaim(self) -> None:
+        """Files removed since the last cut may have emptied zones."""
+        await self.commit()
+        await self.space.erase(self.space.erasable(self.durable))
+        if self.space.limbo:
+            await trio.sleep(LIMBO_S)  # they are being read
+
     def release(self, cells: int) -> None:
         """End a reservation made by `reserve`: call with the same number, once the cells are dirty
         in memory (from there on they are counted as such) or turned out not to be needed."""
-        self.space.give(cells)
+        if cells:
+            self.space.give(cells)
+            if self._entering.locked():
+                self._step()
 
     async def read(self, ino: int, offset: int, nbytes: int) -> memoryview:
         """Content of a range that the caller has clipped to the file's size."""
@@ -434,12 +486,27 @@ class Store:
 
     async def close(self) -> None:
         """Close without a cut, as after a failure."""
-        if not self.read_only and self.failed is None:
-            await self.space.erase(self.space.erasable(self.durable))
-        self.array.close()
-        self.meta.close()
-        self.mirror.close()
-        self.assembly.close()
+        try:
+            if not self.read_only and self.failed is None:
+                await self.space.erase(self.space.erasable(self.durable))
+            await self._close_meta()
+        finally:
+            self.array.close()
+            self.mirror.close()
+            self.assembly.close()
+
+    async def _close_meta(self) -> None:
+        """A member that fails at the very end leaves the volume as at any other time."""
+        try:
+            self.meta.close()
+        except LossUnrecorded:
+            while self.failed is None:
+                await self.settle_losses()
+                try:
+                    await self.offload(self.mirror.sync_db)
+                    return
+                except LossUnrecorded:
+                    continue
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
@@ -461,19 +528,24 @@ def _member_states(assembly: Assembly, meta: Meta) -> dict[int, MemberState]:
     states = {}
     for entry in assembly.label.members:
         member = assembly.members.get(entry.id)
-        state = "online" if member is not None else ("failed" if entry.state == "failed" else "missing")
+        state: Literal["online", "failed", "missing"] = "online"
+        if member is None:
+            state = "failed" if entry.state == "failed" else "missing"
         read, write, checksum = counters.get(entry.id, (0, 0, 0))
         states[entry.id] = MemberState(member, state, read, write, checksum)
     return states
 
 
 def _require_zones(assembly: Assembly) -> None:
-    """Every zone can be read without the members lost; NotEnoughMembers names one that can't."""
+    """Every zone that holds anything can be read without the members lost; NotEnoughMembers names
+    one that can't."""
     mirror = Mirror(assembly.members, read_only=True)
     try:
         meta = Meta(mirror)
         try:
             for row in meta.zones():
+                if not row.live:
+                    continue
                 members = enumerate(row.columns)
                 lost = frozenset(c for c, (member, _) in members if member not in assembly.members)
                 if not parse_code(row.code).survives(lost):

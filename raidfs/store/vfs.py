@@ -14,7 +14,8 @@ from typing import Any
 import apsw
 
 from raidfs.errors import OutOfSpace
-from raidfs.store.mirror import PAGE_BYTES, Mirror
+from raidfs.store.batches import PAGE_BYTES, RESERVED_BYTES
+from raidfs.store.mirror import Mirror
 
 DB_NAME = "/raidfs.db"
 WAL_NAME = DB_NAME + "-wal"
@@ -114,11 +115,10 @@ class SQLiteFiles(apsw.VFS):
 
 
 def connect(vfs: SQLiteFiles, cache_bytes: int, *, empty: bool = False) -> apsw.Connection:
-    """A connection that keeps all but the two files in memory. `empty`: there is no database
-    yet."""
+    """A connection that keeps all but the two files in memory. `empty`: there is no database."""
     connection = apsw.Connection(DB_NAME, vfs=vfs.name, statementcachesize=512)
     connection.pragma("locking_mode", "exclusive")
-    connection.reserve_bytes(None, 8)  # means something only while the database is empty
+    connection.reserve_bytes(None, RESERVED_BYTES)  # heeded while the database is empty
     connection.pragma("page_size", PAGE_BYTES)
     connection.pragma("temp_store", "memory")
     connection.pragma("auto_vacuum", 0)
