@@ -25,6 +25,8 @@ from raidfs.errors import MemberError, MemberFull
 from raidfs.raid.member import LABEL_BYTES, Member, MetaFile
 
 SECTOR_BYTES = 512
+FILE_KINDS = {"label": "label", "raidfs.db": "metadata", "raidfs.db-wal": "metadata"}
+WRITE_KINDS = frozenset({"label", "metadata", "data", "create", "sync"})
 FileKey = tuple[int, str]  # (member's number in its world, name of the file)
 
 
@@ -140,7 +142,9 @@ class World:
 
 
 class SimulatedMember(Member):
-    """A member of a `World`; `fail_writes` and `fail_reads` make it fail like a broken one."""
+    """A member of a `World`. It fails like a broken one: all reads (`fail_reads`), the cells of
+    `unreadable` (file, offset of the cell), all writes (`fail_writes`), or those of some kinds
+    (`failing`; `fails_then` once `writes_left` operations that write have succeeded)."""
 
     kind = "image"
 
@@ -161,6 +165,11 @@ class SimulatedMember(Member):
         self.files = {name: bytearray(content) for name, content in (files or {}).items()}
         self.fail_writes = False
         self.fail_reads = False
+        self.failing: set[str] = set()
+        self.writes_left: int | None = None
+        self.fails_then = WRITE_KINDS
+        self.writes = 0
+        self.unreadable: set[tuple[str, int]] = set()
         self.lock = threading.Lock()
 
     def close(self) -> None:
@@ -169,14 +178,26 @@ class SimulatedMember(Member):
     # -- files ----------------------------------------------------------------------------------
 
     def _read(self, name: str, offset: int, nbytes: int) -> bytes:
-        if self.fail_reads:
+        bad = any(file == name and offset <= at < offset + nbytes for file, at in self.unreadable)
+        if self.fail_reads or bad:
             raise MemberError(f"{self.path}: simulated read error", self.path)
         with self.lock:
             return bytes(self.files.get(name, b"")[offset : offset + nbytes])
 
+    def _attempt(self, name: str, *kinds: str) -> None:
+        """One operation that changes something, which may be the one to fail."""
+        self.writes += 1
+        if self.writes_left is not None:
+            self.writes_left -= 1
+            if self.writes_left < 0:
+                self.failing |= self.fails_then
+        kind = FILE_KINDS.get(name, "data")
+        if self.fail_writes or self.failing & {kind, *kinds}:
+            raise MemberError(f"{self.path}: simulated write error of {name}", self.path)
+
     def _write(self, name: str, offset: int, data: bytes) -> None:
-        if self.fail_writes:
-            raise MemberError(f"{self.path}: simulated write error", self.path)
+        self._attempt(name)
+        self.unreadable.discard((name, offset))
         with self.lock:
             content = self.files.setdefault(name, bytearray())
             if len(content) < offset:
@@ -185,8 +206,7 @@ class SimulatedMember(Member):
             self.world.add(Record("write", (self.number, name), offset, bytes(data)))
 
     def _sync(self, name: str) -> None:
-        if self.fail_writes:
-            raise MemberError(f"{self.path}: simulated sync error", self.path)
+        self._attempt(name, "sync")
         self.world.add(Record("sync", (self.number, name)))
 
     # -- Member -----------------------------------------------------------------------------------
@@ -205,6 +225,7 @@ class SimulatedMember(Member):
         self._write(file.value, offset, bytes(data))
 
     def meta_truncate(self, file: MetaFile, nbytes: int) -> None:
+        self._attempt(file.value)
         with self.lock:
             content = self.files.setdefault(file.value, bytearray())
             del content[nbytes:]
@@ -225,11 +246,10 @@ class SimulatedMember(Member):
         return f"zone-{zone}.{column}"
 
     def column_create(self, zone: int, column: int, slot: int, nbytes: int) -> None:
-        if self.fail_writes:
-            raise MemberError(f"{self.path}: simulated write error", self.path)
+        name = self._column(zone, column)
+        self._attempt(name, "create")
         if self.room_bytes() < nbytes:
             raise MemberFull(f"{self.path}: simulated, no room", self.path)
-        name = self._column(zone, column)
         with self.lock:
             self.files[name] = bytearray(nbytes)
             self.world.add(Record("create", (self.number, name), nbytes))

@@ -12,59 +12,46 @@ import itertools
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import trio
-import trio.testing
-from simulated import FileKey, Image, SimulatedMember, World, members_of
+from simulated import WRITE_KINDS, Image, World, members_of
+from simulated_volume import SLOTS, assembly_of, fresh_files, in_simulated_time, inline
 from workload import Model, Tree, Workload, read_tree
 
 from raidfs.check import check_assembly
 from raidfs.fs.volume import Volume
-from raidfs.raid.assembly import Assembly
 from raidfs.raid.code import code_for
-from raidfs.raid.label import Label, MemberEntry, Parameters, write_label
-from raidfs.store.meta import Meta
 from raidfs.store.store import Store
 
-SLOTS = 48
-ZONE_BYTES = 64 << 10
 SHAPES = [("5", 5), ("6", 6), ("1", 3), ("10", 4), ("rs:3+3", 6), ("3", 4), ("2", 7), ("0", 2)]
 
 
-async def inline(function: Any, *args: Any) -> Any:
-    """The simulator's offload: no thread, but on the clock of the simulation it takes a while, so
-    that operations of the next epoch come between the steps of a flush."""
-    await trio.sleep(0.01)
-    result = function(*args)
-    await trio.sleep(0.01)
-    return result
+@dataclass(frozen=True)
+class Failure:
+    """A member's writes of these kinds fail once it has done `after` of any kind."""
 
-
-def fresh_files(level: str, count: int, **options: Any) -> dict[FileKey, bytes]:
-    """The files of a new volume."""
-    setup = World()
-    members = [SimulatedMember(setup, number, slots=SLOTS, **options) for number in range(count)]
-    parameters = Parameters(level, count, 4096, ZONE_BYTES, 1 << 24, 1 << 24, 1)
-    table = [MemberEntry(m.number, m.kind, m.path, SLOTS, SLOTS * ZONE_BYTES) for m in members]
-    label = Label("ab" * 16, "crash", 0, 1, "cd" * 8, [(1, "cd" * 8)], table, parameters)
-    Meta.create({m.number: m for m in members}, parameters, 1)
-    for member in members:
-        write_label(member, label.for_member(member.number))
-    return {(m.number, name): bytes(data) for m in members for name, data in m.files.items()}
-
-
-def assembly_of(members: list[SimulatedMember], *, read_only: bool = False) -> Assembly:
-    """What Assembly.open would decide, by the same tables, of members that are not files."""
-    return Assembly.of_members(members, degraded=True, read_only=read_only)
+    member: int
+    after: int
+    kinds: frozenset[str] = WRITE_KINDS
 
 
 class Recording:
     """One run of a workload: the world's log, and the model at each cut."""
 
-    def __init__(self, level: str, count: int, seed: int, steps: int, **options: Any) -> None:
+    def __init__(
+        self,
+        level: str,
+        count: int,
+        seed: int,
+        steps: int,
+        failures: tuple[Failure, ...] = (),
+        **options: Any,
+    ) -> None:
         self.level, self.count, self.seed, self.steps = level, count, seed, steps
+        self.failures = failures
         self.world = World(fresh_files(level, count, **options))
         self.options = options
         self.states: dict[int, Model] = {}
@@ -74,6 +61,9 @@ class Recording:
         members = members_of(self.world.files, self.world, numbers, slots=SLOTS, **self.options)
         clock = itertools.count(10**18, 1000).__next__
         store = await Store.open(assembly_of(members), clock=clock, offload=inline)
+        for failure in self.failures:
+            members[failure.member].writes_left = failure.after
+            members[failure.member].fails_then = failure.kinds
         volume = Volume(store)
         workload = Workload(volume, self.seed)
         self._watch(store, workload)
@@ -92,6 +82,8 @@ class Recording:
                     await trio.sleep(6)  # the flusher's interval passes
             await store.stop()
             self.world.mark(store.durable)
+        self.writes = [member.writes for member in members]
+        self.lost = set(store.assembly.lost)
 
     async def _fsync(self, volume: Volume) -> None:
         await volume.fsync(1)
@@ -138,26 +130,35 @@ def verify(recording: Recording, point: tuple[int, Image, int], seed: int) -> No
     position, image, acknowledged = point
     rng = random.Random(seed)
     tolerance = code_for(recording.level, recording.count).tolerance
-    lost = rng.sample(range(recording.count), rng.randint(0, tolerance))
+    # What fails counts as lost, whether it is gone afterwards or there with what it holds.
+    failing = [failure.member for failure in recording.failures]
+    others = [n for n in range(recording.count) if n not in failing]
+    lost = rng.sample(others, rng.randint(0, tolerance - len(failing)))
+    lost += [n for n in failing if rng.random() < 0.5]
     numbers = [n for n in range(recording.count) if n not in lost]
     where = (
-        f"level {recording.level}, run seed {recording.seed}, log position {position}, crash seed "
-        f"{seed}, lost {lost}"
+        f"level {recording.level}, run seed {recording.seed}, {recording.failures}, log position "
+        f"{position}, crash seed {seed}, lost {lost}"
     )
     files = image.crash(seed)
     try:
-        clock = trio.testing.MockClock(autojump_threshold=0)
-        durable, tree = trio.run(lambda: recover(files, numbers, **recording.options), clock=clock)
+        durable, tree = in_simulated_time(lambda: recover(files, numbers, **recording.options))
     except BaseException as error:
         raise AssertionError(f"{where}: {error!r}") from error
     assert durable >= acknowledged, f"{where}: went back to {durable}, {acknowledged} was promised"
     assert tree == recording.states[durable].tree(), where
 
 
-def record(level: str, count: int, seed: int, steps: int, **options: Any) -> Recording:
-    recording = Recording(level, count, seed, steps, **options)
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    trio.run(recording.run, clock=clock)
+def record(
+    level: str,
+    count: int,
+    seed: int,
+    steps: int,
+    failures: tuple[Failure, ...] = (),
+    **options: Any,
+) -> Recording:
+    recording = Recording(level, count, seed, steps, failures, **options)
+    in_simulated_time(recording.run)
     return recording
 
 
@@ -180,3 +181,39 @@ def test_crash_at_every_sync(level: str, count: int) -> None:
         verify(recording, point, base_seed() * 1000 + number)
     for seed in (0, 1):
         verify(recording, point, seed)
+
+
+KINDS = [WRITE_KINDS, *(frozenset({kind}) for kind in sorted(WRITE_KINDS - {"create"}))]
+
+
+def record_failing(level: str, count: int, seed: int, steps: int) -> Recording:
+    """A run during which members fail, at any of their writes, as many as may."""
+    rng = random.Random(seed)
+    writes = record(level, count, seed, 1).writes[0], record(level, count, seed, steps).writes[0]
+    failures = tuple(
+        Failure(member, rng.randrange(*writes), rng.choice(KINDS))
+        for member in rng.sample(range(count), rng.randint(1, code_for(level, count).tolerance))
+    )
+    return record(level, count, seed, steps, failures)
+
+
+def test_a_failing_member_smoke() -> None:
+    recording = record_failing("6", 5, base_seed(), 60)
+    assert recording.lost <= {failure.member for failure in recording.failures}
+    every = max(1, sum(1 for _ in recording.points()) // 10)
+    for number, point in enumerate(itertools.islice(recording.points(), 0, None, every)):
+        verify(recording, point, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "count"), [s for s in SHAPES if s[0] != "0"] + [("1", 2)])
+def test_members_fail_and_then_a_crash(level: str, count: int) -> None:
+    """A member that failed counts as lost, and is not believed when it is there again."""
+    seen = 0
+    for seed in range(base_seed(), base_seed() + 4):
+        recording = record_failing(level, count, seed, 80)
+        seen += len(recording.lost)
+        every = max(1, sum(1 for _ in recording.points()) // 25)
+        for number, point in enumerate(itertools.islice(recording.points(), 0, None, every)):
+            verify(recording, point, seed * 1000 + number)
+    assert seen >= 3

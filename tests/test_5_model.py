@@ -18,7 +18,13 @@ import trio
 from checking import run_check
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from volumes import ROOT, Clock, make_members, open_store
 
 from raidfs.errors import RaidfsError
@@ -347,9 +353,37 @@ class VolumeMachine(RuleBasedStateMachine):
     def pick_directory(self, number):
         return self.pick(number, stat.S_IFDIR if number % 10 else None)
 
+    def pick_file(self, number):
+        return self.pick(number, stat.S_IFREG if number % 10 else None)
+
+    def pick_entry(self, number, name, directory=None):
+        """(directory, name): mostly one that exists; `directory`: whether it leads to one."""
+        found = [
+            (parent, each)
+            for parent in self.model.things
+            for each, thing in parent.children.items()
+            if directory in (None, thing.is_directory)
+        ]
+        if not found or number % 10 == 0:
+            return self.pick_directory(number), name
+        return found[number % len(found)]
+
+    @initialize()
+    def plant(self):
+        """Something to work on."""
+        for parent, name, kind in [
+            (0, b"a", stat.S_IFDIR),
+            (1, b"b", stat.S_IFDIR),
+            (0, b"b", stat.S_IFREG),
+            (1, b"c", stat.S_IFREG),
+        ]:
+            self.make(self.model.things[parent], name, kind)
+
     @rule(parent=ANY, name=NAMES, kind=KINDS)
+    def make_one(self, parent, name, kind):
+        self.make(self.pick_directory(parent), name, kind)
+
     def make(self, parent, name, kind):
-        parent = self.pick_directory(parent)
         if kind == stat.S_IFDIR:
             real = self.volume.mkdir, parent.ino, name, 0o777, ROOT
         elif kind == stat.S_IFLNK:
@@ -362,25 +396,29 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule(thing=ANY, parent=ANY, name=NAMES)
     def link(self, thing, parent, name):
-        thing, parent = self.pick(thing), self.pick_directory(parent)
+        thing, parent = self.pick_file(thing), self.pick_directory(parent)
         self.both(
             lambda: self.model.link(thing, parent, name),
             *(self.volume.link, thing.ino, parent.ino, name),
         )
 
-    @rule(parent=ANY, name=NAMES)
-    def unlink(self, parent, name):
-        parent = self.pick_directory(parent)
+    @rule(entry=ANY, name=NAMES)
+    def unlink(self, entry, name):
+        parent, name = self.pick_entry(entry, name, directory=False)
         self.both(lambda: self.model.unlink(parent, name), self.volume.unlink, parent.ino, name)
 
-    @rule(parent=ANY, name=NAMES)
-    def rmdir(self, parent, name):
-        parent = self.pick_directory(parent)
+    @rule(entry=ANY, name=NAMES)
+    def rmdir(self, entry, name):
+        parent, name = self.pick_entry(entry, name, directory=True)
         self.both(lambda: self.model.rmdir(parent, name), self.volume.rmdir, parent.ino, name)
 
     @rule(old=ANY, name=NAMES, new=ANY, new_name=NAMES, flags=st.sampled_from([0, 0, 1, 2]))
     def rename(self, old, name, new, new_name, flags):
-        old, new = self.pick_directory(old), self.pick_directory(new)
+        old, name = self.pick_entry(old, name)
+        if new % 2:
+            new = self.pick_directory(new)
+        else:
+            new, new_name = self.pick_entry(new, new_name)
         self.both(
             lambda: self.model.rename(old, name, new, new_name, flags),
             *(self.volume.rename, old.ino, name, new.ino, new_name, flags),
@@ -388,7 +426,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule(thing=ANY, offset=OFFSETS, length=LENGTHS, seed=ANY)
     def write(self, thing, offset, length, seed):
-        thing = self.pick(thing, stat.S_IFREG if thing % 10 else None)
+        thing = self.pick_file(thing)
         data = random.Random(seed).randbytes(length)
 
         def model():
@@ -398,9 +436,12 @@ class VolumeMachine(RuleBasedStateMachine):
 
         self.both(model, self.volume.write, thing.ino, offset, data)
 
-    @rule(thing=ANY, size=OFFSETS)
-    def truncate(self, thing, size):
-        thing = self.pick(thing, stat.S_IFREG if thing % 10 else None)
+    @rule(thing=ANY, size=OFFSETS, within=st.booleans())
+    def truncate(self, thing, size, within):
+        thing = self.pick_file(thing)
+        if within and thing.pages:  # cut through content
+            index = sorted(thing.pages)[size % len(thing.pages)]
+            size = index * PAGE + size % PAGE
 
         def model():
             self.model.check_file(thing)
@@ -539,7 +580,7 @@ def run(examples, steps):
 
 
 def test_against_a_dictionary():
-    run(examples=15, steps=50)
+    run(examples=6, steps=40)
 
 
 @pytest.mark.slow

@@ -305,26 +305,17 @@ def judge(sizes):
 
 def show(sizes):
     """Two tables."""
-    head = ["files", "ready", "after kill -9", "mounted", "walked", "terabyte", "settled", "highest"]
+    names = ["mounted", "walked", "terabyte", "settled", "highest"]
     rows = [
         [
             told["files"],
             f"{told['ready_s']:.2f} s",
             f"{told['killed_ready_s']:.2f} s",
-            *(
-                f"{told[name]:.0f} MiB"
-                for name in (
-                    "mounted_mib",
-                    "walked_mib",
-                    "terabyte_mib",
-                    "settled_mib",
-                    "highest_mib",
-                )
-            ),
+            *(f"{told[name + '_mib']:.0f} MiB" for name in names),
         ]
         for told in sizes
     ]
-    print(table(head, rows))
+    print(table(["files", "ready", "after kill -9", *names], rows))
     print("\nDaemon's CPU time for each, microseconds (median time of one in brackets)")
     names = ["lookup", "create", "write", "rewrite"]
     rows = []
@@ -333,13 +324,14 @@ def show(sizes):
         cells = [f"{cost[name]['cpu_us']:.0f} ({cost[name]['us']:.0f})" for name in names]
         rows.append([told["files"], *cells, f"{told['walk_cpu_us']:.0f}"])
     first, last = sizes[0], sizes[-1]
-    ratios = [f"{last['cost'][name]['cpu_us'] / first['cost'][name]['cpu_us']:.2f}" for name in names]
-    rows.append(["last/first", *ratios, f"{last['walk_cpu_us'] / first['walk_cpu_us']:.2f}"])
+    pairs = [(last["cost"][name]["cpu_us"], first["cost"][name]["cpu_us"]) for name in names]
+    pairs.append((last["walk_cpu_us"], first["walk_cpu_us"]))
+    rows.append(["last/first", *(f"{after / before:.2f}" for after, before in pairs)])
     print(table(["files", *names, "walk"], rows))
     print(
         "\nlookup: stat of a name in a directory of half the files. create: an empty file there."
-        "\nwrite: 4 KiB at a random place of the sparse terabyte. rewrite: open a random file, write"
-        "\n4 KiB, close. walk: listing and stat, per entry. Memory is without dirty pages, but"
+        "\nwrite: 4 KiB at a random place of the sparse terabyte. rewrite: open a random file,"
+        "\nwrite 4 KiB, close. walk: listing and stat, per entry. Memory is without dirty pages;"
         "\n`highest` is with them (dirty room: 256 MiB)."
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from raidfs.daemon import mounts, registry
 from raidfs.daemon.control import ControlClient
 from raidfs.daemon.registry import Entry
-from raidfs.errors import UsageError
+from raidfs.errors import LabelMissing, UsageError
 from raidfs.raid.label import Label
 from raidfs.raid.places import peek
 
@@ -54,7 +54,13 @@ def find(target: str) -> Mounted | Unmounted:
         raise UsageError(
             f"{target} doesn't exist; name a mountpoint or any member of the volume", errno.ENOENT
         )
-    label = read_label(target)
+    try:
+        label = read_label(target)
+    except LabelMissing:
+        raise UsageError(
+            f"{target} is neither the mountpoint of a raidfs volume nor a member of one;"
+            " `raidfs-ctl list` tells what is mounted"
+        ) from None
     found = registry.find_volume(label.volume_id)
     return Mounted(*found) if found else Unmounted(os.path.abspath(target), label)
 

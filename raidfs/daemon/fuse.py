@@ -326,7 +326,8 @@ class FuseOperations(pyfuse3.Operations):
 
     @answered
     async def flush(self, fh: FileHandleT) -> None:
-        """close(2) promises nothing."""
+        """close(2) promises nothing: this answer makes the kernel ask only once."""
+        raise FUSEError(errno.ENOSYS)
 
     @answered
     async def release(self, fh: FileHandleT) -> None:

@@ -19,7 +19,6 @@ import logging.handlers
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -171,19 +170,19 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
     """What C code (libfuse, fusermount3) prints on descriptor 2 meanwhile, as text."""
-    with tempfile.TemporaryFile() as capture:
-        saved = os.dup(2)
-        os.dup2(capture.fileno(), 2)
+    capture = os.memfd_create("stderr")
+    saved = os.dup(2)
+    os.dup2(capture, 2)
 
-        def text() -> str:
-            capture.seek(0)
-            return " ".join(capture.read(4096).decode(errors="replace").split())
+    def text() -> str:
+        return " ".join(os.pread(capture, 4096, 0).decode(errors="replace").split())
 
-        try:
-            yield text
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    try:
+        yield text
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(capture)
 
 
 @dataclass(slots=True)
@@ -229,11 +228,10 @@ class Daemon:
             mounts.check_apart(self.mountpoint, (m.path for m in self.assembly.members.values()))
             label = self.assembly.label
             paths = [member.path for member in self.assembly.members.values()]
-            self.registration = registry.Registration(
-                registry.Entry(
-                    label.volume_id, label.volume_name, self.mountpoint, os.getpid(), paths
-                )
+            entry = registry.Entry(
+                label.volume_id, label.volume_name, self.mountpoint, os.getpid(), paths
             )
+            self.registration = await self._register(entry)
             cleanup.callback(self.registration.close)
             self.store = await Store.open(
                 self.assembly,
@@ -266,6 +264,16 @@ class Daemon:
                         f" is still closing after {self.options.wait_busy_s:.0f} s; try again later"
                     ) from busy
             await trio.sleep(BUSY_POLL_S)
+
+    async def _register(self, entry: registry.Entry) -> registry.Registration:
+        """The last daemon lets go of its members a moment before it lets go of its entry."""
+        deadline = trio.current_time() + self.options.wait_busy_s
+        while trio.current_time() < deadline:
+            holder = registry.find_volume(entry.volume_id)
+            if holder is None or not holder[0].closing:
+                break
+            await trio.sleep(BUSY_POLL_S)
+        return registry.Registration(entry)
 
     def _open_members(self) -> Assembly:
         return Assembly.open(
@@ -339,8 +347,7 @@ class Daemon:
         self._session = False
         with contextlib.suppress(OSError):
             self.registration.closing()
-        with _captured_stderr():
-            pyfuse3.close(unmount=True)
+        pyfuse3.close(unmount=True)
 
     async def _close_volume(self) -> None:
         """Promise 2. Whatever happens to the asker, the last cut is made."""

@@ -309,7 +309,8 @@ class Store:
 
     async def commit(self) -> None:
         """Return when everything told so far is durable; concurrent callers share one cut."""
-        target = self.epoch if self.dirty else self.epoch - 1
+        self._changed = self.dirty  # what made it dirty may be gone before the cut that is promised
+        target = self.epoch if self._changed else self.epoch - 1
         while self.durable < target:
             if self.failed is not None:
                 raise RaidfsError(f"not durable: {self.failed}")

@@ -117,6 +117,9 @@ class SQLiteFiles(apsw.VFS):
 def connect(vfs: SQLiteFiles, cache_bytes: int, *, empty: bool = False) -> apsw.Connection:
     """A connection that keeps all but the two files in memory. `empty`: there is no database."""
     connection = apsw.Connection(DB_NAME, vfs=vfs.name, statementcachesize=512)
+    # Statements on tables with partial indexes would else be compiled anew at each execution, in
+    # case a bound value lets SQLite use such an index.
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     connection.pragma("locking_mode", "exclusive")
     connection.reserve_bytes(None, RESERVED_BYTES)  # heeded while the database is empty
     connection.pragma("page_size", PAGE_BYTES)
