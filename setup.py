@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml can't say: the C extension is described by csrc/ffi_build.py."""
+"""What pyproject.toml can't say: the C extension is described by csrc/ffi_build.py."""
 
 from setuptools import setup
 

@@ -1,7 +1,7 @@
 """check, or fsck: reads the metadata and every cell of a volume and lists what is not as promised.
 
-It writes nothing: members are opened read-only, and recovery (the log replayed, later epochs undone)
-happens in memory. So what is checked is what the next mount would find.
+It writes nothing: members are opened read-only, and recovery (the log replayed, later epochs
+undone) happens in memory. So what is checked is what the next mount would find.
 
     labels     both copies of each, equal
     metadata   every page of every copy; SQLite's own structure; versions that overlap (promise 6)
@@ -30,8 +30,8 @@ from .errors import FormatError, MemberError, RaidfsError, Unrecoverable
 from .raid.array import Array, MemberState, ZoneMap
 from .raid.assembly import Assembly
 from .raid.code import burst_cells, parse_code, present
-from .raid.rebuild import Crcs, runs
 from .raid.label import LABEL_COPIES, decode_label
+from .raid.rebuild import Crcs, runs
 from .store.meta import Leaf, Meta, Owner, ZoneRow
 from .store.mirror import Mirror
 
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `counts`: how much was looked at. `cut_short`: findings beyond FINDINGS_MAX."""
+    """What was found. `counts`: how much was looked at. `cut_short`: findings not kept."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
@@ -104,7 +104,9 @@ def check_assembly(
     mirror = Mirror(
         assembly.members,
         read_only=True,
-        on_event=lambda name, member, text: report.add(f"metadata.{name}", f"member {member}: {text}"),
+        on_event=lambda name, member, text: report.add(
+            f"metadata.{name}", f"member {member}: {text}"
+        ),
     )
     try:
         for member_id, problem in mirror.scrub():
@@ -164,7 +166,8 @@ class _Checker:
         self.progress = progress
         self.cell_bytes = assembly.label.parameters.cell_bytes
         self.zones: dict[int, _Zone] = {}
-        self.files: dict[int, tuple[int, int, int, int, int]] = {}  # mode, size, nlink, parent, xattrs
+        # mode, size, nlink, parent, xattrs
+        self.files: dict[int, tuple[int, int, int, int, int]] = {}
 
     def run(self, data: bool) -> None:
         for problem in self.meta.integrity():
@@ -206,7 +209,7 @@ class _Checker:
             self.report.add("inode.root", "the root directory is missing")
         if self.meta.count_inodes() != len(self.files):
             self.report.add(
-                "inode.count", f"{len(self.files)} inodes, the state says {self.meta.count_inodes()}"
+                "inode.count", f"{len(self.files)} inodes, not {self.meta.count_inodes()}"
             )
 
     def _names(self) -> None:
@@ -269,7 +272,7 @@ class _Checker:
             elif found == 0 and ino != ROOT_INO:
                 self.report.add("names.lost", f"inode {ino} has no name")
         if orphans:
-            self.report.note("names.orphans", f"{orphans} files without a name; a mount removes them")
+            self.report.note("names.orphans", f"{orphans} files have no name; a mount removes them")
 
     def _reaches_root(self, ino: int) -> bool:
         steps = 0
@@ -291,7 +294,7 @@ class _Checker:
                     self.report.add("xattr.dangling", f"{name!r} of inode {ino}, which isn't there")
         for ino, file in self.files.items():
             if file[4] != counts.get(ino, 0):
-                self.report.add("xattr.count", f"inode {ino}: {file[4]}, counted {counts.get(ino, 0)}")
+                self.report.add("xattr.count", f"inode {ino}: not {counts.get(ino, 0)}")
 
     # -- space ------------------------------------------------------------------------------------
 
@@ -334,7 +337,7 @@ class _Checker:
             last = owner.row + owner.rows
             rows = -(-owner.pages // code.k)
             if owner.row != next_row or last > zone.row.fill or rows != owner.rows:
-                self.report.add("owner.rows", f"{where}: {owner.rows} rows, expected row {next_row}")
+                self.report.add("owner.rows", f"{where}: {owner.rows} rows, not at {next_row}")
                 return
             if int(runs[:, 2].sum()) != owner.pages:
                 self.report.add("owner.pages", f"{where}: {owner.pages} pages, runs differ")
@@ -371,7 +374,7 @@ class _Checker:
                 stray += column >= len(places) or places[column][0] != member_id
             if stray:
                 self.report.note(
-                    "column.stray", f"{member.path}: {stray} columns of no zone; a mount removes them"
+                    "column.stray", f"{member.path}: {stray} columns without a zone; a mount removes them"
                 )
 
     def _leaves(self) -> None:

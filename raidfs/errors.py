@@ -5,7 +5,7 @@ must not exist is not to be written to members. The world's are the classes belo
 raises one has changed nothing, its text says in one sentence what is wrong and what to do next, and
 its `errno` is what the kernel (or a script, through the exit code) is told.
 
- 1. Every error that leaves a public function of raidfs for a reason outside raidfs is a RaidfsError.
+ 1. Every error that leaves a public function for a reason outside raidfs is a RaidfsError.
  2. `str(error)` is fit for a person: no traceback, no type name, no number without its meaning.
 """
 
@@ -32,7 +32,7 @@ class UsageError(RaidfsError):
 
 
 class MemberError(RaidfsError):
-    """A member failed an operation (IO error, vanished, short transfer). `path` names the member."""
+    """A member failed an operation (IO error, vanished, short transfer). `path` names it."""
 
     errno = _errno.EIO
 
@@ -93,7 +93,7 @@ class FormatError(RaidfsError):
 
 
 class OutOfSpace(RaidfsError):
-    """No room for data or metadata. Said when an operation arrives, never after it was told done."""
+    """No room for data or metadata. Said when an operation arrives, never once it was done."""
 
     errno = _errno.ENOSPC
 

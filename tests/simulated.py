@@ -1,13 +1,13 @@
 """Members in memory whose writes can be cut off: the crash simulator.
 
-A `World` keeps one ordered log of everything that its members were asked to write. Replaying the log
-up to a point gives what had been synced by then plus, per file, the writes that no sync has covered;
-`Image.crash(seed)` keeps, drops or tears each of those by seed. So a workload is run once and can be
-cut off at every point afterwards; one seed replays any failure.
+A `World` keeps one ordered log of everything that its members were asked to write. Replaying it up
+to a point gives what had been synced by then plus, per file, the writes that no sync has covered;
+`Image.crash(seed)` keeps, drops or tears each of those by seed. So a workload is run once and can
+be cut off at every point afterwards; one seed replays any failure.
 
 What is modelled: files (label, database, WAL, columns) whose unsynced writes may be lost in any
-subset and torn at 512-byte sectors; unlinked columns that come back. What is not: a device that lies
-about a finished sync.
+subset and torn at 512-byte sectors; unlinked columns that come back. What is not: a device that
+lies about a finished sync.
 """
 
 from __future__ import annotations

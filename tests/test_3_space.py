@@ -12,7 +12,6 @@ from simulated_volume import (
     ZONE_BYTES,
     ZONE_ROWS,
     checked,
-    fresh_files,
     in_simulated_time,
     inline,
     mounted,
@@ -173,7 +172,7 @@ class Bench:
             assert self.meta.rows[number][1] == zone.live or zone.placed
             assert (zone in space.open) == (zone.room_cells > 0)
             assert zone.live or zone.room_cells or zone.placed, "an empty zone was kept"
-        assert all(zone.map.zone >> 0 in space.limbo for zone in self.pinned if zone.retired)
+        assert all(zone.map.zone in space.limbo for zone in self.pinned if zone.retired)
         self.verify_slots()
 
     def verify_slots(self):
@@ -327,7 +326,7 @@ def test_a_page_per_fsync_until_full(level, count, slots):
         async with mounted(members) as volume:
             ino = await new_file(volume, b"small")
             written = await fill(volume, ino, 1, sync=True)
-            assert written > 50 and volume.store.failed is None
+            assert written >= 32 and volume.store.failed is None
             size = volume.getattr(ino).size
             assert size == written * CELL_BYTES
             await volume.fsync(ino)
@@ -569,8 +568,6 @@ def test_waiting_writers_are_told_when_the_volume_fails():
 
 def test_unequal_members_are_used_up_together():
     """Five members, the largest as large as two: nothing is left unused."""
-    files = fresh_files("5", 5, slots=[4, 4, 8, 8, 6])
-    assert files
 
     async def run():
         members = new_members("5", 5, slots=[4, 4, 8, 8, 6])

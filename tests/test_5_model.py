@@ -322,10 +322,14 @@ class VolumeMachine(RuleBasedStateMachine):
         self.directory = tempfile.mkdtemp(prefix="raidfs-model-")
         self.mount = None
         self.clock = Clock()
-        self.paths = make_members(self.directory)
         self.model = Model()
         self.cuts = [copy.deepcopy(self.model)]  # what a crash may bring back, oldest first
-        self.mount = Mount(self.paths, self.clock)
+        try:
+            self.paths = make_members(self.directory)
+            self.mount = Mount(self.paths, self.clock)
+        except BaseException:
+            shutil.rmtree(self.directory)
+            raise
 
     def both(self, model, real, *arguments):
         """Do it to both; the results, or None when both refuse alike."""
@@ -580,9 +584,9 @@ def run(examples, steps):
 
 
 def test_against_a_dictionary():
-    run(examples=6, steps=40)
+    run(examples=4, steps=30)
 
 
 @pytest.mark.slow
 def test_against_a_dictionary_for_longer():
-    run(examples=120, steps=80)
+    run(examples=80, steps=80)

@@ -1,7 +1,7 @@
-"""Would the crash test notice? Each of these takes one promise's keeper away; the crash test must fail.
+"""Would the crash test notice? Each of these takes one promise's keeper away, and it must fail.
 
-Promise 2: bursts aren't synced. Promise 4: the log isn't synced, or nothing is undone. Promise 3: zones are erased
-before the commit that emptied them is durable.
+Promise 2: bursts aren't synced. Promise 4: the log isn't synced, or nothing is undone. Promise 3:
+zones are erased before the commit that emptied them is durable.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
    only for the entries that fitted into the reply.
 3. Names, attributes and pages stay in the kernel's caches for long: all changes pass through it,
    so nothing there can be out of date.
+4. A change waits while the metadata has to be committed first (`Volume.ready`); then it is made and
+   answered in one piece.
 """
 
 from __future__ import annotations
@@ -159,6 +161,7 @@ class FuseOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         """A new file, opened."""
+        await self._volume.ready()
         told = self._volume.create(parent_inode, name, mode, flags, caller_of(ctx))
         return FileInfo(fh=FileHandleT(told.ino), keep_cache=True), entry_of(told)
 
@@ -167,6 +170,7 @@ class FuseOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A new special or regular file, not opened."""
+        await self._volume.ready()
         return entry_of(self._volume.mknod(parent_inode, name, mode, rdev, caller_of(ctx)))
 
     @answered
@@ -174,6 +178,7 @@ class FuseOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         """A new directory."""
+        await self._volume.ready()
         return entry_of(self._volume.mkdir(parent_inode, name, mode, caller_of(ctx)))
 
     @answered
@@ -181,6 +186,7 @@ class FuseOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """A new symbolic link."""
+        await self._volume.ready()
         return entry_of(self._volume.symlink(parent_inode, name, target, caller_of(ctx)))
 
     @answered
@@ -192,16 +198,19 @@ class FuseOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """Another name for a file."""
+        await self._volume.ready()
         return entry_of(self._volume.link(inode, new_parent_inode, new_name))
 
     @answered
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Takes a name from a file."""
+        await self._volume.ready()
         self._volume.unlink(parent_inode, name)
 
     @answered
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Removes an empty directory."""
+        await self._volume.ready()
         self._volume.rmdir(parent_inode, name)
 
     @answered
@@ -215,6 +224,7 @@ class FuseOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """renameat2(2)."""
+        await self._volume.ready()
         self._volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     @answered
@@ -276,6 +286,7 @@ class FuseOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """chmod(2), chown(2), utimensat(2), truncate(2)."""
+        await self._volume.ready()
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -357,6 +368,7 @@ class FuseOperations(pyfuse3.Operations):
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         """pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by getxattr just before."""
+        await self._volume.ready()
         self._volume.setxattr(inode, name, value, 0, caller_of(ctx))
 
     @answered
@@ -367,4 +379,5 @@ class FuseOperations(pyfuse3.Operations):
     @answered
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Takes one away."""
+        await self._volume.ready()
         self._volume.removexattr(inode, name)

@@ -244,6 +244,7 @@ class Inodes:
                 if inode.row.born != epoch:
                     self.meta.save_inode(epoch, inode.row)
             yield epoch
+        self.store.changed()
         for inode in inodes:
             self._mark(inode)
 
@@ -254,8 +255,6 @@ class Inodes:
             self._dirty[inode.ino] = inode
             if len(self._dirty) >= self.dirty_max:
                 self.store.request_cut()
-            else:
-                self.store.changed()
 
     def stamp(self, inode: Inode, mtime_ns: int | None, ctime_ns: int | None) -> None:
         """Set times where they live (promise 3). Only after `change`, or nobody saves them."""

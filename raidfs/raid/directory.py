@@ -24,7 +24,15 @@ import numpy.typing as npt
 from raidfs import native
 from raidfs.errors import LabelMissing, MemberBusy, MemberError
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES
-from raidfs.raid.member import Descriptors, Member, MetaFile, read_up_to, said_of, write_whole
+from raidfs.raid.member import (
+    Descriptors,
+    Member,
+    MetaFile,
+    read_bytes,
+    read_up_to,
+    said_of,
+    write_whole,
+)
 
 LABEL_NAME = "label"
 METADATA_NAME = "metadata"
@@ -103,14 +111,12 @@ class DirectoryMember(Member):
     # metadata
 
     def meta_read(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes:
-        out = bytearray(nbytes)
         with said_of(self.path, f"reading {file.value}"):
             try:
                 with self._files.borrow(file) as fd:
-                    got = read_up_to(fd, offset_bytes, memoryview(out))
+                    return read_bytes(fd, offset_bytes, nbytes)
             except FileNotFoundError:
-                got = 0
-        return bytes(out[:got])
+                return b""
 
     def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None:
         assert not self.read_only
@@ -179,6 +185,11 @@ class DirectoryMember(Member):
             got = read_up_to(fd, offset_bytes, out)
         if got < len(out):
             raise MemberError(f"{self.path}: {name} is shorter than it was made", self.path)
+
+    def column_read_cached(
+        self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
+    ) -> bool:
+        return self._read_cached(self._files.borrow((zone, column)), offset_bytes, out)
 
     def column_write(
         self,

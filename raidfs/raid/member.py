@@ -25,6 +25,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -52,6 +53,7 @@ class Member(abc.ABC):
     read_only: bool = False
     slots_total: int = 0
     zone_bytes: int = 0
+    _tells_cached: bool = True
 
     def adopt(self, label: Label) -> None:
         """Take sizes (and, on raw members, where things lie) from this label."""
@@ -104,6 +106,26 @@ class Member(abc.ABC):
     ) -> None:
         """Fill `out` (writable bytes) wholly, or MemberError."""
 
+    def column_read_cached(
+        self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
+    ) -> bool:
+        """As `column_read`, but only if that needs no waiting for the medium: else False, and
+        nothing is known of `out`. May be called where nothing may block; doesn't raise."""
+        return False
+
+    def _read_cached(
+        self, descriptor: AbstractContextManager[int], offset_bytes: int, out: memoryview
+    ) -> bool:
+        """`column_read_cached` of a place in a file. Some file systems can't do it."""
+        if not self._tells_cached:
+            return False
+        try:
+            with descriptor as fd:
+                return os.preadv(fd, [out], offset_bytes, os.RWF_NOWAIT) == len(out)
+        except (OSError, MemberError) as error:
+            self._tells_cached = error.errno != errno.EOPNOTSUPP
+            return False
+
     @abc.abstractmethod
     def column_write(
         self,
@@ -153,6 +175,17 @@ _REMEDIES = {
     errno.EPERM: "; give yourself access to it or run as root",
     errno.EROFS: "; make it writable, or mount the volume with -o ro",
 }
+
+
+def read_bytes(fd: int, offset_bytes: int, nbytes: int) -> bytes:
+    """At most `nbytes`, fewer only at the end of the file. OSError."""
+    data = os.pread(fd, nbytes, offset_bytes)
+    while data and len(data) < nbytes:
+        more = os.pread(fd, nbytes - len(data), offset_bytes + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def read_up_to(fd: int, offset_bytes: int, out: memoryview) -> int:

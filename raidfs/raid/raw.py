@@ -35,7 +35,15 @@ from raidfs import native
 from raidfs.errors import MemberBusy, MemberError, MemberFull
 from raidfs.raid.directory import lock_file
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES, Label, Parameters
-from raidfs.raid.member import Descriptors, Member, MetaFile, read_up_to, said_of, write_whole
+from raidfs.raid.member import (
+    Descriptors,
+    Member,
+    MetaFile,
+    read_bytes,
+    read_up_to,
+    said_of,
+    write_whole,
+)
 
 MIB = 1 << 20
 META_OFFSET_BYTES = LABEL_COPIES * LABEL_BYTES
@@ -175,10 +183,8 @@ class RawMember(Member):
     def _area_read(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes:
         start, area_bytes = self.geometry.area(file)
         assert offset_bytes + nbytes <= area_bytes or nbytes == 0
-        out = bytearray(nbytes)
         with said_of(self.path, f"reading {file.value}"), self._descriptors.borrow(0) as fd:
-            got = read_up_to(fd, start + offset_bytes, memoryview(out))
-        return bytes(out[:got])
+            return read_bytes(fd, start + offset_bytes, nbytes)
 
     def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None:
         assert not self.read_only
@@ -256,6 +262,12 @@ class RawMember(Member):
             got = read_up_to(fd, start, out)
         if got < len(out):
             raise MemberError(f"{self.path}: it ends inside slot {slot}", self.path)
+
+    def column_read_cached(
+        self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
+    ) -> bool:
+        start = self._slot_offset(slot, offset_bytes, len(out))
+        return self._read_cached(self._descriptors.borrow(0), start, out)
 
     def column_write(
         self,

@@ -60,7 +60,7 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """`crcs`: uint32 (rows, width), as the checksum table keeps them. `failed`: members lost by it."""
+    """`crcs`: uint32 (rows, width), as the checksum table keeps them. `failed`: lost by it."""
 
     burst: Burst
     crcs: npt.NDArray[np.uint32]

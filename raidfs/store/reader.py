@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 LEAF_PAGES = 256
+CACHED_PAGES_MAX = 16  # of a read that may be done on the event loop
 FILE_BYTES_MAX = 2**63 - 1
 
 
@@ -54,7 +55,7 @@ class Reader:
         first = offset // cell_bytes
         count = -(-(offset + nbytes) // cell_bytes) - first
         content = np.empty((count, cell_bytes), dtype=np.uint8)
-        whole = memoryview(content).cast("B")
+        whole = content.data.cast("B")
         within = whole[: FILE_BYTES_MAX - first * cell_bytes]  # the last page there is, is short
         missing = self.store.pages.read(ino, first * cell_bytes, within)
         if len(missing):
@@ -137,6 +138,10 @@ class Reader:
     async def read_runs(self, runs: list[Run], content: U8) -> bool:
         """Read, check, and rebuild what is not as its CRC says. Raises Unrecoverable. False when
         the rows of a bad cell have been given up meanwhile."""
+        if len(content) <= CACHED_PAGES_MAX:
+            runs = [run for run in runs if not self._read_cached(run, content)]
+            if not runs:
+                return True
         doubtful = await self.store.offload(_read_runs, self.store.array, runs, content)
         for run, position in doubtful:
             if run.zone.map.zone not in self.store.space.zones:
@@ -144,6 +149,12 @@ class Reader:
             rebuilt = await self.rebuild(run.zone, run.row + position, run.column)
             content[run.first + position] = rebuilt
         return True
+
+    def _read_cached(self, run: Run, content: U8) -> bool:
+        """Little that the kernel has in memory is read at once: handing it to a thread and back
+        costs several times the copying."""
+        out = content[run.first : run.first + run.count]
+        return self.store.array.read_cached(run.zone.map, run.column, run.row, run.crcs, out)
 
     async def rebuild(self, zone: Zone, row: int, column: int) -> U8:
         """One cell from the rest of its row. The zone is pinned by the caller."""

@@ -54,7 +54,7 @@ EVENTS_WAITING_MAX = 1000  # a flood of equal errors is cut off, the counters go
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
-    """A moment's figures. Cells are data cells; `cuts` counts those made durable since the mount."""
+    """A moment's figures. Cells are data cells; `cuts` became durable since the mount."""
 
     epoch: int
     durable: int
@@ -68,7 +68,7 @@ class StoreStatistics:
 
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """The real `offload`. The simulator's calls the function at once, which makes runs replayable."""
+    """The real `offload`. The simulator's calls the function at once, so that runs replay."""
     return await trio.to_thread.run_sync(function, *args)
 
 
@@ -314,7 +314,8 @@ class Store:
         while self.durable < target:
             if self.failed is not None:
                 raise RaidfsError(f"not durable: {self.failed}")
-            self._wanted.set()
+            if self.epoch == target:  # not cut yet; once it is, there is no need of another
+                self._wanted.set()
             await self._progress.wait()
         if self.failed is not None and self.dirty:
             raise RaidfsError(f"not durable: {self.failed}")

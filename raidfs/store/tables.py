@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
+import apsw
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from raidfs.errors import FormatError
 from raidfs.store.database import INF, Database
 from raidfs.store.inodes import Version
+from raidfs.store.mirror import Mirror
 
 LEAF_PAGES = 256
 SLAB_ROWS = 256
@@ -181,6 +183,10 @@ class Tables(Database):
     retained: tuple[int, ...] = ()
     next_zone: int = 1
 
+    def __init__(self, mirror: Mirror, connection: apsw.Connection) -> None:
+        super().__init__(mirror, connection)
+        self._widths: dict[int, int] = {}  # of zones, which the store holds in memory as well
+
     # -- leaves -----------------------------------------------------------------------------------
 
     def leaf(self, ino: int, number: int) -> Leaf | None:
@@ -257,13 +263,17 @@ class Tables(Database):
         self._spend()
         for sql in ZONE_DELETE:
             self._run(sql, (zone,))
+        self._widths.pop(zone, None)
 
     # -- checksums and owners ---------------------------------------------------------------------
 
     def _width(self, zone: int) -> int:
-        row = self._row(WIDTH_OF, (zone,))
-        assert row is not None, f"no zone {zone}"
-        return int(row[0])
+        width = self._widths.get(zone)
+        if width is None:
+            row = self._row(WIDTH_OF, (zone,))
+            assert row is not None, f"no zone {zone}"
+            width = self._widths[zone] = int(row[0])
+        return width
 
     def crcs(self, zone: int, row: int, count: int) -> Checksums:
         """uint32 (count, width); asking for rows that were never written is an error of ours."""
