@@ -62,6 +62,8 @@ int rf_pages_evict(struct rf_pages *pages, uint64_t ino);
 int rf_pages_drop(struct rf_pages *pages, uint64_t ino);
 
 int rf_pages_attributes(struct rf_pages *pages, uint64_t ino, struct rf_attributes *out);
+/* Cells of the file, in all generations. */
+int64_t rf_pages_cells(struct rf_pages *pages, uint64_t ino);
 /* A NULL time stays as it is. */
 int rf_pages_set_times(struct rf_pages *pages, uint64_t ino, const int64_t *mtime_ns,
                        const int64_t *ctime_ns);

@@ -97,6 +97,17 @@ int rf_pages_attributes(struct rf_pages *pages, uint64_t ino, struct rf_attribut
     return file ? 0 : -ENOENT;
 }
 
+int64_t rf_pages_cells(struct rf_pages *pages, uint64_t ino)
+{
+    int64_t cells = 0;
+    pthread_mutex_lock(&pages->mutex);
+    const struct file *file = file_find(pages, ino);
+    for (const struct layer *layer = file ? file->newest : NULL; layer; layer = layer->older)
+        cells += layer->count;
+    pthread_mutex_unlock(&pages->mutex);
+    return cells;
+}
+
 int rf_pages_set_times(struct rf_pages *pages, uint64_t ino, const int64_t *mtime_ns,
                        const int64_t *ctime_ns)
 {

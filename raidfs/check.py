@@ -128,7 +128,7 @@ def check_assembly(
 
 
 def _check_labels(assembly: Assembly, report: Report) -> None:
-    for member_id, member in assembly.members.items():
+    for member in assembly.members.values():
         labels = []
         for copy in range(LABEL_COPIES):
             try:
@@ -166,8 +166,9 @@ class _Checker:
         self.progress = progress
         self.cell_bytes = assembly.label.parameters.cell_bytes
         self.zones: dict[int, _Zone] = {}
-        # mode, size, nlink, parent, xattrs
-        self.files: dict[int, tuple[int, int, int, int, int]] = {}
+        # mode, size, nlink, parent, xattrs, cells
+        self.files: dict[int, tuple[int, int, int, int, int, int]] = {}
+        self.cells_of: dict[int, int] = {}  # counted in the leaves
 
     def run(self, data: bool) -> None:
         for problem in self.meta.integrity():
@@ -199,7 +200,7 @@ class _Checker:
             last = self._version(("inode", row.ino), version.born, version.died, last)
             if not version.live:
                 continue
-            self.files[row.ino] = (row.mode, row.size, row.nlink, row.parent, row.xattrs)
+            self.files[row.ino] = (row.mode, row.size, row.nlink, row.parent, row.xattrs, row.cells)
             if row.ino >= self.meta.next_ino:
                 self.report.add("inode.number", f"inode {row.ino} was never handed out")
             if row.size < 0 or (stat.S_ISLNK(row.mode) and row.size != len(row.target or b"")):
@@ -254,7 +255,7 @@ class _Checker:
 
     def _link_counts(self, links: dict[int, int], subdirectories: dict[int, int]) -> None:
         orphans = 0
-        for ino, (mode, _, nlink, parent, _) in self.files.items():
+        for ino, (mode, _, nlink, _, _, _) in self.files.items():
             found = links.get(ino, 0)
             if stat.S_ISDIR(mode):
                 want = 2 + subdirectories.get(ino, 0)
@@ -374,7 +375,8 @@ class _Checker:
                 stray += column >= len(places) or places[column][0] != member_id
             if stray:
                 self.report.note(
-                    "column.stray", f"{member.path}: {stray} columns without a zone; a mount removes them"
+                    "column.stray",
+                    f"{member.path}: {stray} columns without a zone; a mount removes them",
                 )
 
     def _leaves(self) -> None:
@@ -384,6 +386,10 @@ class _Checker:
             if version.live:
                 self._leaf(ino, number, leaf)
                 self.report.count("leaves")
+        for ino, file in self.files.items():
+            if file[5] != self.cells_of.get(ino, 0):
+                counted = self.cells_of.get(ino, 0)
+                self.report.add("inode.cells", f"inode {ino}: {file[5]} cells, counted {counted}")
 
     def _leaf(self, ino: int, number: int, leaf: Leaf) -> None:
         where = f"leaf {number} of inode {ino}"
@@ -400,6 +406,7 @@ class _Checker:
             self.report.add("leaf.end", f"{where} has cells beyond the end of the file")
         if leaf.inline is not None and leaf.addresses[0]:
             self.report.add("leaf.both", f"{where}: page 0 is inline and in a cell")
+        self.cells_of[ino] = self.cells_of.get(ino, 0) + len(used)
         pages = used.astype(np.uint64) + np.uint64(number * LEAF_PAGES)
         self._refer(ino, pages, leaf.addresses[used], where)
 

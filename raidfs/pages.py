@@ -137,6 +137,10 @@ class Pages:
             _failed(result, ino)
         return out.size, out.mtime_ns, out.ctime_ns
 
+    def cells(self, ino: int) -> int:
+        """Cells of the file in memory, in all generations; 0 if it isn't resident."""
+        return int(lib.rf_pages_cells(self._pages, ino))
+
     def set_times(self, ino: int, mtime_ns: int | None, ctime_ns: int | None) -> None:
         """None leaves a time as it is. The next seal reports the file, unless both are None."""
         mtime = ffi.NULL if mtime_ns is None else ffi.new("int64_t *", mtime_ns)

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import FsError, RaidfsError
+from ..store.tables import INLINE_BYTES_MAX
 from .attributes import Attributes
 
 if TYPE_CHECKING:
@@ -404,13 +405,28 @@ class Inodes:
             row.gid,
             row.rdev,
             size,
-            -(-size // UNIT_BYTES) if inode.is_file else 0,
+            self._units(inode, size) if inode.is_file else 0,
             self.store.cell_bytes,
             row.atime_ns,
             mtime_ns,
             ctime_ns,
             row.btime_ns,
         )
+
+    def _units(self, inode: Inode, size: int) -> int:
+        """st_blocks: what the leaves hold, and what is dirty. A page that is both counts twice
+        until the next cut, but no file takes more than its size."""
+        if size <= INLINE_BYTES_MAX:
+            return -(-size // UNIT_BYTES)
+        cells = inode.row.cells + (self.pages.cells(inode.ino) if inode.resident else 0)
+        return min(cells, -(-size // self.store.cell_bytes)) * self.store.cell_bytes // UNIT_BYTES
+
+    def note_cells(self, changes: dict[int, int]) -> None:
+        """The store's hook: the leaves of these inodes hold so many cells more (or fewer) now."""
+        for ino, change in changes.items():
+            inode = self._pinned.get(ino) or self._idle.get(ino)
+            if inode is not None:
+                inode.row.cells += change
 
     def size_and_times(self, inode: Inode) -> tuple[int, int, int]:
         """(size, mtime_ns, ctime_ns) from where they live (promise 3)."""

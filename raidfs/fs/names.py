@@ -163,6 +163,7 @@ class Names:
             btime_ns=now_ns,
             target=target,
             xattrs=len(xattrs),
+            cells=0,
             born=self.inodes.store.epoch,
         )
         with self.inodes.change(directory) as epoch:

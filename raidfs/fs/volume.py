@@ -64,6 +64,7 @@ class Volume:
         self.names = Names(self.inodes, self.xattrs, groups_of)
         self.files = Files(self.inodes, self.xattrs, noatime=noatime)
         store.on_cut = self.inodes.save_dirty
+        store.on_cells = self.inodes.note_cells
 
     def reap_orphans(self) -> int:
         """After a mount for writing: remove files that were open and nameless when a crash came."""

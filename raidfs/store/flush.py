@@ -23,13 +23,12 @@ from .. import native
 from ..pages import Sealed
 from . import burst
 from .meta import Leaf
+from .tables import INLINE_BYTES_MAX, LEAF_PAGES
 
 if TYPE_CHECKING:
     from .store import Store
 
 U64 = npt.NDArray[np.uint64]
-INLINE_BYTES_MAX = 2048
-LEAF_PAGES = 256
 LEAF_SHIFT = 8
 LEAVES_PER_TURN = 64  # then others get the event loop
 
@@ -47,6 +46,8 @@ class Flush:
         self.inos, self.indexes, self.memory = inos[~inline], indexes[~inline], memory[~inline]
         self.cells = np.zeros(len(self.inos), dtype=np.uint64)
         self.written: list[burst.Written] = []
+        self.touched: set[int] = set()  # zones whose fill or live changes
+        self.changes: dict[int, int] = {}  # cells that the leaves of an inode gain or lose
         self._turns = 0
 
     async def place(self) -> None:
@@ -76,19 +77,21 @@ class Flush:
         """Change leaves, checksums, owners, zones in the open transaction."""
         store = self.store
         with store.meta.reserve():
-            touched: set[int] = set()
             for each in self.written:
                 rows = each.burst.rows
                 zone = rows.zone.map.zone
                 store.meta.put_crcs(zone, rows.row, each.crcs)
                 store.meta.put_owner(zone, rows.row, rows.rows, rows.pages, each.burst.owner_runs())
-                touched.add(zone)
+                self.touched.add(zone)
             if len(self.cells):
-                touched |= store.space.account(self.cells, +1)
-            touched |= await self._apply_cuts()
-            touched |= await self._apply_inline()
-            touched |= await self._apply_cells()
-            store.space.store_zones(touched, self.generation)
+                self.touched |= store.space.account(self.cells, +1)
+            await self._apply_cuts()
+            await self._apply_inline()
+            await self._apply_cells()
+            for ino, change in self.changes.items():
+                store.meta.add_cells(self.generation, ino, change)
+            store.on_cells(self.changes)
+            store.space.store_zones(self.touched, self.generation)
             self._report()
 
     def _report(self) -> None:
@@ -103,58 +106,57 @@ class Flush:
             with self.store.meta.unreserved():  # the others' changes are ordinary ones
                 await trio.lowlevel.checkpoint()
 
-    def _dead(self, addresses: U64 | None) -> set[int]:
-        """Cells that no leaf refers to any more."""
+    def _dead(self, ino: int, addresses: U64 | None) -> None:
+        """Cells that no leaf of the file refers to any more."""
         if addresses is None:
-            return set()
+            return
         gone = addresses[addresses != 0]
-        return self.store.space.account(gone, -1) if len(gone) else set()
+        if len(gone):
+            self.touched |= self.store.space.account(gone, -1)
+            self.changes[ino] = self.changes.get(ino, 0) - len(gone)
 
-    async def _apply_cuts(self) -> set[int]:
+    async def _apply_cuts(self) -> None:
         """Everything from a file's cut on becomes a hole."""
-        meta, pages, touched = self.store.meta, self.store.pages, set[int]()
-        for ino, first in zip(
-            *(a.tolist() for a in pages.sealed_cuts(self.generation)), strict=True
-        ):
+        meta, pages = self.store.meta, self.store.pages
+        cuts = (array.tolist() for array in pages.sealed_cuts(self.generation))
+        for ino, first in zip(*cuts, strict=True):
             number = first >> LEAF_SHIFT
             keep = first & (LEAF_PAGES - 1)
             if keep:
                 leaf = meta.leaf(ino, number)
                 if leaf is not None and leaf.addresses is not None:
-                    touched |= self._dead(leaf.addresses[keep:])
+                    self._dead(ino, leaf.addresses[keep:])
                     kept = leaf.addresses.copy()
                     kept[keep:] = 0
                     meta.put_leaf(self.generation, ino, number, Leaf(kept, leaf.inline))
                 number += 1
             for old_number, leaf in meta.leaf_range(ino, number, 1 << 62):
-                touched |= self._dead(leaf.addresses)
+                self._dead(ino, leaf.addresses)
                 meta.put_leaf(self.generation, ino, old_number, None)
                 await self._turn()
             pages.leaf_forget(ino, first >> LEAF_SHIFT)
-        return touched
 
-    async def _apply_inline(self) -> set[int]:
+    async def _apply_inline(self) -> None:
         """Small files: page 0 goes into leaf 0."""
-        store, touched = self.store, set[int]()
+        store = self.store
         sizes = dict(zip(self.sealed.inos.tolist(), self.sealed.sizes.tolist(), strict=True))
         for ino, memory in zip(self.inline_inos.tolist(), self.inline_memory.tolist(), strict=True):
             content = native.memory(memory, store.cell_bytes)[: sizes[ino]]
             old = store.meta.leaf(ino, 0)
             if old is not None:
-                touched |= self._dead(old.addresses)
+                self._dead(ino, old.addresses)
             store.meta.put_leaf(self.generation, ino, 0, Leaf(None, bytes(content)))
             store.pages.leaf_forget(ino, 0)
             await self._turn()
-        return touched
 
-    async def _apply_cells(self) -> set[int]:
+    async def _apply_cells(self) -> None:
         """Addresses of the placed cells go into their leaves, one leaf at a time."""
-        meta, pages, touched = self.store.meta, self.store.pages, set[int]()
+        meta, pages = self.store.meta, self.store.pages
         if not len(self.inos):
-            return touched
+            return
         numbers = self.indexes >> np.uint64(LEAF_SHIFT)
-        changes = (self.inos[1:] != self.inos[:-1]) | (numbers[1:] != numbers[:-1])
-        starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+        borders = (self.inos[1:] != self.inos[:-1]) | (numbers[1:] != numbers[:-1])
+        starts = np.concatenate(([0], np.flatnonzero(borders) + 1))
         ends = np.concatenate((starts[1:], [len(self.inos)]))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             ino, number = int(self.inos[start]), int(numbers[start])
@@ -166,13 +168,13 @@ class Flush:
             inline = old.inline if old is not None else None
             if where[0] == 0:
                 inline = None  # page 0 moves out into a cell
-            touched |= self._dead(addresses[where])
+            self._dead(ino, addresses[where])
             addresses[where] = self.cells[start:end]
+            self.changes[ino] = self.changes.get(ino, 0) + end - start
             meta.put_leaf(self.generation, ino, number, Leaf(addresses, inline))
             if inline is None:
                 pages.leaf_put(ino, number, addresses)
             await self._turn()
-        return touched
 
 
 def _inline(sealed: Sealed, inos: U64, indexes: U64) -> npt.NDArray[np.bool_]:

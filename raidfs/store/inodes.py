@@ -30,20 +30,21 @@ _POSITION_BITS = 62
 
 INODE_NEWEST = (
     "SELECT ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, mtime_ns, "
-    "ctime_ns, btime_ns, target, xattrs, born, died FROM inode "
+    "ctime_ns, btime_ns, target, xattrs, cells, born, died FROM inode "
     "WHERE ino = ? ORDER BY born DESC LIMIT 1"
 )
 INODE_INSERT = (
     "INSERT INTO inode (ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, "
-    "mtime_ns, ctime_ns, btime_ns, target, xattrs, born, died) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 9223372036854775807)"
+    "mtime_ns, ctime_ns, btime_ns, target, xattrs, cells, born, died) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 9223372036854775807)"
 )
 INODE_UPDATE = (
     "UPDATE inode SET generation = ?, mode = ?, uid = ?, gid = ?, rdev = ?, size = ?, nlink = ?, "
-    "parent = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ?, xattrs = ? "
-    "WHERE ino = ? AND born = ?"
+    "parent = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ?, xattrs = ?, "
+    "cells = ? WHERE ino = ? AND born = ?"
 )
 INODE_KILL = "UPDATE inode SET died = ? WHERE ino = ? AND born = ?"
+INODE_CELLS = "UPDATE inode SET cells = cells + ? WHERE ino = ? AND died > ?"
 INODE_DELETE = "DELETE FROM inode WHERE ino = ? AND born = ?"
 INODE_ORPHANS = (
     "SELECT ino FROM inode "
@@ -51,7 +52,7 @@ INODE_ORPHANS = (
 )
 INODE_ALL = (
     "SELECT ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, mtime_ns, "
-    "ctime_ns, btime_ns, target, xattrs, born, died FROM inode "
+    "ctime_ns, btime_ns, target, xattrs, cells, born, died FROM inode "
     "WHERE (ino, born) > (?, ?) ORDER BY ino, born LIMIT 1000"
 )
 
@@ -112,6 +113,7 @@ class InodeRow(msgspec.Struct):
     btime_ns: int
     target: bytes | None
     xattrs: int
+    cells: int
     born: int
 
 
@@ -238,6 +240,11 @@ class Inodes(Database):
                 self._run(INODE_INSERT, msgspec.structs.astuple(row))
         assert self._changes() == 1, "no such version"
         self._touch(epoch, row.ino)
+
+    def add_cells(self, epoch: int, ino: int, cells: int) -> None:
+        """The leaves of that epoch, about to be durable, hold so many cells more (or fewer)."""
+        self._spend()
+        self._run(INODE_CELLS, (cells, ino, epoch))
 
     def remove_inode(self, epoch: int, ino: int) -> None:
         """No inode of that number from this epoch on. Its attributes: remove_xattrs."""

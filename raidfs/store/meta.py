@@ -47,8 +47,8 @@ STATE_GET = (
 STATE_PUT = "UPDATE state SET durable = ?, next_ino = ?, next_zone = ?, inodes = ? WHERE id = 1"
 ROOT_INSERT = (
     "INSERT INTO inode (ino, born, died, generation, mode, uid, gid, rdev, size, nlink, parent, "
-    "atime_ns, mtime_ns, ctime_ns, btime_ns, target, xattrs) "
-    "VALUES (1, 1, 9223372036854775807, 1, 16877, ?, ?, 0, 0, 2, 1, ?, ?, ?, ?, NULL, 0)"
+    "atime_ns, mtime_ns, ctime_ns, btime_ns, target, xattrs, cells) "
+    "VALUES (1, 1, 9223372036854775807, 1, 16877, ?, ?, 0, 0, 2, 1, ?, ?, ?, ?, NULL, 0, 0)"
 )
 
 # Tables with versions, by key; the last column of each key is `born`.

@@ -53,6 +53,8 @@ CREATE TABLE state (
 --   *_ns        nanoseconds since 1970
 --   target      of a symbolic link, bytes as given; else NULL
 --   xattrs      number of its live rows in xattr: 0 spares the look
+--   cells       cells that its leaves hold, for st_blocks. Like leaves it changes only with the commit
+--               that makes its epoch durable, in all versions that are alive then
 CREATE TABLE inode (
     ino        INTEGER NOT NULL,
     born       INTEGER NOT NULL,
@@ -71,6 +73,7 @@ CREATE TABLE inode (
     btime_ns   INTEGER NOT NULL,
     target     BLOB,
     xattrs     INTEGER NOT NULL,
+    cells      INTEGER NOT NULL,
     PRIMARY KEY (ino, born)
 ) WITHOUT ROWID;
 CREATE INDEX inode_died ON inode (died) WHERE died < 9223372036854775807;

@@ -145,6 +145,7 @@ class Store:
         self.reader = Reader(self)
         self.dirty_cells_max = self._dirty_room(dirty_bytes_max)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
+        self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
         self._sealed: list[Sealed] = []
         self._changed = False
         self._changes = 0
