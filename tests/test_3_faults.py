@@ -367,7 +367,7 @@ def test_level_10_beyond_its_tolerance(lost):
         running = reopened(members)
         async with mounted(running) as volume:
             for number in lost:
-                running[number].failing = {"data"}
+                running[number].failing = set(WRITE_KINDS)
                 await write_file(volume, b"during%d" % number, content)
                 try:
                     await volume.fsync(ROOT)

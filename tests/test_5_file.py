@@ -5,6 +5,7 @@ import random
 
 import pytest
 import trio
+from checking import run_check
 from volumes import ALICE, ROOT, content, forget_all, make_members, mounted
 
 from raidfs.errors import FsError, OutOfSpace
@@ -32,6 +33,38 @@ async def test_sparse_files(tmp_path):
         assert bytes(await volume.read(file, 2**50 + 123, 9)) == b"fa" + bytes(7)
         assert bytes(await volume.read(file, 2**60 - 2, 9)) == bytes(2)
         assert bytes(await volume.read(file, 2**60, 9)) == b""
+
+
+@pytest.mark.trio
+async def test_blocks_count_what_is_there(tmp_path):
+    """st_blocks, as du sums it: dirty pages count, holes don't, a mount changes nothing."""
+    paths = make_members(tmp_path)
+    units = 4096 // 512
+    async with mounted(paths) as volume:
+        file = volume.mknod(1, b"file", FILE, 0, ROOT).ino
+        await volume.write(file, 2**40, b"x" * 9000)
+        assert volume.getattr(file).blocks == 3 * units
+        await volume.fsync(file)
+        assert volume.getattr(file).blocks == 3 * units
+        await volume.write(file, 0, bytes(4096))
+        await volume.fsync(file)
+        await volume.write(file, 0, b"again")
+        await volume.fsync(file)
+        assert volume.getattr(file).blocks == 4 * units
+        small = volume.mknod(1, b"small", FILE, 0, ROOT).ino
+        await volume.write(small, 0, b"x" * 1000)
+        await volume.fsync(small)
+        assert volume.getattr(small).blocks == 2
+    async with mounted(paths) as volume:
+        file = volume.lookup(1, b"file").ino
+        assert volume.getattr(file).blocks == 4 * units
+        await volume.setattr(file, Changes(size=2**40), ROOT)
+        await volume.fsync(file)
+        assert volume.getattr(file).blocks == units
+        await volume.setattr(file, Changes(size=0), ROOT)
+        await volume.fsync(file)
+        assert volume.getattr(file).blocks == 0
+    run_check(paths)
 
 
 @pytest.mark.trio

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
-from ..errors import MemberError, OutOfSpace
+from ..errors import MemberError, MemberFull, OutOfSpace
 from ..raid.array import Array, ZoneMap
 from ..raid.code import Code, code_for, narrower, parse_code
 from ..raid.label import Parameters
@@ -131,6 +131,7 @@ class Space:
         self.wanted = trio.Event()  # a zone should be allocated ahead
         self.slots = {member: Slots(total) for member, total in slots.items()}
         self._allocating = trio.Lock()
+        self.on_failed: Callable[[int, str], None] = lambda member, reason: None
         self._idle: set[int] = set()  # damaged zones without live cells
         self._full: dict[int, float] = {}  # members that couldn't make a column, and when
         self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
@@ -275,9 +276,10 @@ class Space:
                 if not errors:
                     await self._admit(new)
                     return True
-                # A member that can't make a column isn't lost by it: it is passed over, and the
-                # next write to its metadata or columns decides whether it is.
-                self._full.update(dict.fromkeys(errors, time.monotonic()))
+                for member, error in errors.items():
+                    self._full[member] = time.monotonic()  # passed over for a while, or for good:
+                    if not isinstance(error, MemberFull):
+                        self.on_failed(member, str(error))
                 self._give_slots(new)
 
     def _give_slots(self, zone: ZoneMap) -> None:

@@ -142,6 +142,7 @@ class Store:
         self.space = Space(
             meta, self.array, self.parameters, slots, offload, lambda: self.pages.dirty_cells
         )
+        self.space.on_failed = notices.loss
         self.reader = Reader(self)
         self.dirty_cells_max = self._dirty_room(dirty_bytes_max)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
@@ -447,7 +448,9 @@ class Store:
                 tries += 1
 
     async def _reclaim(self) -> None:
-        """Files removed since the last cut may have emptied zones."""
+        """Files removed since the last cut may have emptied zones; a zone may have failed because
+        of a member that others can do without."""
+        await self.settle_losses()
         await self.commit()
         await self.space.erase(self.space.erasable(self.durable))
         if self.space.limbo:
