@@ -157,9 +157,7 @@ class _Zone:
 class _Checker:
     """One run over one volume's metadata and cells."""
 
-    def __init__(
-        self, assembly: Assembly, meta: Meta, report: Report, progress: Progress
-    ) -> None:
+    def __init__(self, assembly: Assembly, meta: Meta, report: Report, progress: Progress) -> None:
         self.assembly = assembly
         self.meta = meta
         self.report = report
@@ -424,7 +422,7 @@ class _Checker:
             if (rows >= zone.row.fill).any() or (columns >= zone.map.code.k).any():
                 self.report.add("leaf.cell", f"{where}: a cell beyond what zone {number} holds")
                 continue
-            if zone.live[columns, rows].any():
+            if zone.live[columns, rows].any() or len(np.unique(addresses[mine])) < len(rows):
                 self.report.add("leaf.shared", f"{where}: a cell of zone {number} is used twice")
             zone.live[columns, rows] = True
             right = (zone.owner[columns, rows] == np.uint64(ino)) & zone.present[columns, rows]
@@ -517,4 +515,3 @@ class _Checker:
             rest = self.files[ino][1] - page * self.cell_bytes if ino in self.files else 0
             if 0 < rest < self.cell_bytes and cells[column, at, rest:].any():
                 self.report.add("cell.end", f"inode {ino}: bytes beyond its end are not zeros")
-

@@ -1,22 +1,28 @@
 """Volumes on simulated members, in simulated time: made, mounted, crashed, opened again.
 
-    world, members = new_members("5", 5)
-    async with mounted(members) as volume: ...
-    in_simulated_time(test)
+world, members = new_members("5", 5)
+async with mounted(members) as volume: ...
+in_simulated_time(test)
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from simulated import FileKey, SimulatedMember, World, members_of
+from trio._core import _run
+from workload import ME
 
 from raidfs.check import Report, check_assembly
+from raidfs.errors import RaidfsError
 from raidfs.fs.volume import Volume
 from raidfs.raid.assembly import Assembly
 from raidfs.raid.label import Label, MemberEntry, Parameters, write_label
@@ -27,6 +33,15 @@ SLOTS = 48
 ZONE_BYTES = 64 << 10
 CELL_BYTES = 4096
 ZONE_ROWS = ZONE_BYTES // CELL_BYTES
+ROOT = 1
+LEVELS = [("1", 2), ("1", 3), ("2", 7), ("3", 4), ("4", 3), ("5", 5), ("6", 6), ("10", 4)]
+QUICK = (("1", 2), ("5", 5), ("10", 4))
+
+
+def levels(*more: tuple[str, int]) -> list[Any]:
+    """All levels as parameters of a test, most of them slow."""
+    marks = {False: [pytest.mark.slow], True: []}
+    return [pytest.param(*each, marks=marks[each in QUICK]) for each in (*LEVELS, *more)]
 
 
 async def inline(function: Any, *args: Any) -> Any:
@@ -38,8 +53,13 @@ async def inline(function: Any, *args: Any) -> Any:
     return result
 
 
-def in_simulated_time(test: Callable[[], Awaitable[Any]], limit_s: float = 3600.0) -> Any:
-    """Run on a clock that jumps ahead whenever all wait. Who waits for ever is found out."""
+def in_simulated_time(
+    test: Callable[[], Awaitable[Any]], limit_s: float = 3600.0, seed: int = 0
+) -> Any:
+    """Run on a clock that jumps ahead whenever all wait. Who waits for ever is found out. Tasks
+    take turns in an order that follows from the seed (by what pytest-trio uses, too)."""
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    _run._r.seed(seed)
 
     async def limited() -> Any:
         with trio.fail_after(limit_s):
@@ -79,7 +99,9 @@ def new_members(level: str, count: int, **options: Any) -> list[SimulatedMember]
     return members_of(world.files, world, list(range(count)), **options)
 
 
-def reopened(members: list[SimulatedMember], without: tuple[int, ...] = ()) -> list[SimulatedMember]:
+def reopened(
+    members: list[SimulatedMember], without: tuple[int, ...] = ()
+) -> list[SimulatedMember]:
     """The same contents, synced, in members that work; some may be gone."""
     files = contents(members)
     numbers = [m.number for m in members if m.number not in without]
@@ -91,8 +113,11 @@ def contents(members: list[SimulatedMember]) -> dict[FileKey, bytes]:
 
 
 @asynccontextmanager
-async def mounted(members: list[SimulatedMember], **options: Any) -> AsyncIterator[Volume]:
-    """A running volume. At the end it is stopped; that it failed meanwhile is no error here."""
+async def mounted(
+    members: list[SimulatedMember], *, fails: bool = False, **options: Any
+) -> AsyncIterator[Volume]:
+    """A running volume. At the end it is stopped; that it failed before is no error here. `fails`:
+    it may do so then, too."""
     options = {"offload": inline, "clock": itertools.count(10**18, 1000).__next__, **options}
     store = await Store.open(assembly_of(members), **options)
     async with trio.open_nursery() as nursery:
@@ -102,7 +127,8 @@ async def mounted(members: list[SimulatedMember], **options: Any) -> AsyncIterat
         finally:
             with trio.CancelScope(shield=True), trio.fail_after(600):
                 if store.failed is None:
-                    await store.stop()
+                    with contextlib.suppress(*([RaidfsError] if fails else [])):
+                        await store.stop()
                 else:
                     nursery.cancel_scope.cancel()
                     await store.close()
@@ -120,3 +146,27 @@ def check(members: list[SimulatedMember], without: tuple[int, ...] = ()) -> Repo
 def checked(members: list[SimulatedMember], without: tuple[int, ...] = ()) -> None:
     report = check(members, without)
     assert not report.findings, report.findings[:10]
+
+
+async def write_file(volume: Volume, name: bytes, content: bytes) -> int:
+    ino = volume.create(ROOT, name, 0o644, 0, ME).ino
+    try:
+        assert await volume.write(ino, 0, content) == len(content)
+    finally:
+        volume.release(ino)
+        volume.forget(ino)
+    return ino
+
+
+async def read_file(volume: Volume, name: bytes) -> bytes:
+    ino = volume.lookup(ROOT, name).ino
+    volume.open(ino, 0)
+    try:
+        return bytes(await volume.read(ino, 0, volume.getattr(ino).size))
+    finally:
+        volume.release(ino)
+        volume.forget(ino)
+
+
+def pattern(seed: int, cells: int, extra: int = 0) -> bytes:
+    return random.Random(seed).randbytes(cells * CELL_BYTES + extra)

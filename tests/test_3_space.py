@@ -84,7 +84,15 @@ class Bench:
 
     async def step(self):
         await self.random.choice(
-            (self.take, self.take, self.make_dirty, self.make_dirty, self.flush, self.kill, self.pin)
+            (
+                self.take,
+                self.take,
+                self.make_dirty,
+                self.make_dirty,
+                self.flush,
+                self.kill,
+                self.pin,
+            )
         )()
         self.verify()
 
@@ -316,7 +324,8 @@ def test_statfs_tells_what_can_be_written(level, count):
 
 
 @pytest.mark.parametrize(
-    ("level", "count", "slots"), [("5", 5, [6, 9, 14, 14, 5]), ("1", 3, [4, 9, 7]), ("5", 4, [9] * 4)]
+    ("level", "count", "slots"),
+    [("5", 5, [6, 9, 14, 14, 5]), ("1", 3, [4, 9, 7]), ("5", 4, [9] * 4)],
 )
 def test_a_page_per_fsync_until_full(level, count, slots):
     """Each fsync takes a whole row for one page."""
@@ -479,7 +488,7 @@ def test_many_writers_in_little_dirty_room(seed):
                 assert len(bytes(await volume.read(ino, 0, size))) == size
         checked(members)
 
-    in_simulated_time(run, 600)
+    in_simulated_time(run, 600, seed)
 
 
 def test_a_writer_is_woken_when_another_gives_up_its_room():

@@ -142,7 +142,9 @@ def verify(recording: Recording, point: tuple[int, Image, int], seed: int) -> No
     )
     files = image.crash(seed)
     try:
-        durable, tree = in_simulated_time(lambda: recover(files, numbers, **recording.options))
+        durable, tree = in_simulated_time(
+            lambda: recover(files, numbers, **recording.options), seed=seed
+        )
     except BaseException as error:
         raise AssertionError(f"{where}: {error!r}") from error
     assert durable >= acknowledged, f"{where}: went back to {durable}, {acknowledged} was promised"
@@ -158,7 +160,7 @@ def record(
     **options: Any,
 ) -> Recording:
     recording = Recording(level, count, seed, steps, failures, **options)
-    in_simulated_time(recording.run)
+    in_simulated_time(recording.run, seed=seed)
     return recording
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_5_crash import base_seed, record, verify
+from test_5_crash import base_seed, record, record_failing, verify
 
+from raidfs.raid.assembly import Assembly
 from raidfs.store import burst
 from raidfs.store.meta import Meta
-from raidfs.store.mirror import Mirror, MetaFile
+from raidfs.store.mirror import MetaFile, Mirror
 from raidfs.store.space import Space
 
 
@@ -60,3 +61,25 @@ def test_the_crash_test_notices(sabotage: Any, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(AssertionError):
         for seed in range(base_seed(), base_seed() + 5):
             crash_everywhere(seed)
+
+
+def no_loss_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 12: what a failed member missed is acknowledged before its loss is in the labels."""
+
+    def fail(self: Assembly, member_id: int, reason: str, **options: Any) -> set[int]:
+        self.lost[member_id] = reason
+        return set()
+
+    monkeypatch.setattr(Assembly, "fail", fail)
+
+
+@pytest.mark.slow
+def test_the_crash_test_notices_that_a_stale_member_is_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_loss_recorded(monkeypatch)
+    with pytest.raises(AssertionError):
+        for seed in range(base_seed(), base_seed() + 5):
+            recording = record_failing("6", 5, seed, 80)
+            for number, point in enumerate(recording.points()):
+                verify(recording, point, seed * 1000 + number)

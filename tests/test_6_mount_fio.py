@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mounting import run
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 JOBS = Path(__file__).parent / "jobs" / "verify.fio"
 
@@ -21,10 +21,11 @@ def fio(directory, jobs):
 def digests(directory):
     """Name -> SHA-256 of each file, read from the members, not from the kernel's cache."""
     run("sysctl", "-q", "vm.drop_caches=1")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
+    }
 
 
-@pytest.mark.slow
 def test_fio_verifies_what_it_wrote(workshop):
     volume = workshop.volume(5, level="6", size=1 << 30, mounted=True)
     fio(volume.mountpoint, JOBS)
@@ -43,17 +44,3 @@ def test_fio_verifies_what_it_wrote(workshop):
     volume.mount()
     assert digests(volume.mountpoint) == written
     volume.unmount()
-
-
-def test_smoke_of_fio(workshop, tmp_path):
-    volume = workshop.volume(3, mounted=True)
-    jobs = tmp_path / "jobs.fio"
-    jobs.write_text(
-        "[global]\nfallocate=none\nverify=crc32c\nverify_fatal=1\nsize=1m\nstonewall\n"
-        "[random]\nrw=randwrite\nbs=4k\nfsync=100\n"
-        "[mapped]\nrw=randwrite\nbs=4k\nioengine=mmap\n"
-        "[direct]\nrw=write\nbs=64k\ndirect=1\nioengine=libaio\niodepth=4\n"
-    )
-    fio(volume.mountpoint, jobs)
-    volume.unmount()
-    volume.check()

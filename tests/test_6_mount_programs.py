@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from mounting import run
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-ROWS = 4000
-HEAVY = pytest.param(1 << 26, marks=pytest.mark.slow)
+ROWS = 1600
 
 
 def connect(path, journal, mmap_bytes):
@@ -30,12 +29,12 @@ def text_of(key):
     return random.Random(key).randbytes(20 + key * 37 % 1800).hex()
 
 
-@pytest.mark.parametrize("mmap_bytes", [0, HEAVY])
+@pytest.mark.parametrize("mmap_bytes", [0, 1 << 26], ids=["read", "mapped"])
 @pytest.mark.parametrize("journal", ["delete", "truncate", "persist", "wal"])
 def test_sqlite_at_its_usual_work(workshop, journal, mmap_bytes):
     volume = workshop.volume(3, mounted=True)
     path = volume.mountpoint / "work.db"
-    rows = ROWS if mmap_bytes else ROWS // 10
+    rows = ROWS // 2 if mmap_bytes else ROWS // 4
     with closing(connect(path, journal, mmap_bytes)) as db:
         db.execute("CREATE TABLE item(key INTEGER PRIMARY KEY, text TEXT, size INT)")
         db.execute("CREATE INDEX by_text ON item(text)")
@@ -43,7 +42,8 @@ def test_sqlite_at_its_usual_work(workshop, journal, mmap_bytes):
             db.execute("BEGIN")
             keys = range(start, start + 400)
             db.executemany(
-                "INSERT INTO item VALUES (?, ?, ?)", [(k, text_of(k), len(text_of(k))) for k in keys]
+                "INSERT INTO item VALUES (?, ?, ?)",
+                [(k, text_of(k), len(text_of(k))) for k in keys],
             )
             db.execute("COMMIT")
         db.execute("DELETE FROM item WHERE key % 3 = 0")
@@ -91,7 +91,6 @@ for turn in range(turns):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_sqlite_used_by_many_processes_at_once(workshop, journal):
     volume = workshop.volume(3, mounted=True)
@@ -132,8 +131,8 @@ def tree_of_sources(root, count):
         (place / f"file{number}.txt").write_text(dice.randbytes(dice.randrange(900)).hex())
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(3000, marks=pytest.mark.slow)])
-def test_git_at_its_usual_work(workshop, count):
+def test_git_at_its_usual_work(workshop):
+    count = 2500
     volume = workshop.volume(4, level="5", size=1 << 30, mounted=True)
     root = volume.mountpoint / "repository"
     root.mkdir()

@@ -10,7 +10,7 @@ import random
 import pytest
 from mounting import run
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 SEED = int(os.environ.get("RAIDFS_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 SIZE_MAX = 3 << 20
@@ -58,11 +58,22 @@ class Exerciser:
         if found != wanted:
             places = [n for n in range(min(len(found), len(wanted))) if found[n] != wanted[n]]
             first = offset + places[0] if places else f"length {len(found)}, wanted {len(wanted)}"
-            raise AssertionError(f"differs from {first}, {len(places)} bytes; log: {self.log[-30:]}")
+            raise AssertionError(
+                f"differs from {first}, {len(places)} bytes; log: {self.log[-30:]}"
+            )
 
     def step(self):
         names = ("write", "write", "write", "append", "read", "read", "map_read", "map_write")
-        more = ("truncate", "direct_write", "direct_read", "sync", "drop", "rewrite", "zeros", "hole")
+        more = (
+            "truncate",
+            "direct_write",
+            "direct_read",
+            "sync",
+            "drop",
+            "rewrite",
+            "zeros",
+            "hole",
+        )
         name = self.dice.choice(names + more)
         getattr(self, name)()
         assert os.fstat(self.fd).st_size == len(self.model), self.log[-30:]
@@ -175,9 +186,9 @@ class Exerciser:
     ("level", "members", "options", "steps"),
     [
         ("5", 3, {}, 150),
-        pytest.param("6", 6, {}, 1500, marks=pytest.mark.slow),
-        pytest.param("3", 4, {"cell_bytes": 16384}, 800, marks=pytest.mark.slow),
-        pytest.param("10", 4, {"cell_bytes": 65536}, 800, marks=pytest.mark.slow),
+        ("6", 6, {}, 1500),
+        ("3", 4, {"cell_bytes": 16384}, 800),
+        ("10", 4, {"cell_bytes": 65536}, 800),
     ],
 )
 def test_random_operations_on_content(workshop, level, members, options, steps):
@@ -218,7 +229,6 @@ def mount_again(volume, files, dice):
         file.check(0, content, max(len(content), len(file.model)))
 
 
-@pytest.mark.slow
 def test_memory_of_the_daemon_stays_bounded(workshop):
     """Many files written and read: what the daemon holds does not grow with what is stored."""
     volume = workshop.volume(3, size=2 << 30)

@@ -37,7 +37,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from raidfs.errors import RaidfsError
+from raidfs.errors import MemberError, MemberFull, RaidfsError
 from raidfs.fs.attributes import Attributes, Caller, Changes, Entry
 from raidfs.fs.volume import Volume
 
@@ -56,9 +56,12 @@ def answered(handler: Handler) -> Handler:
         try:
             return await handler(*arguments)
         except RaidfsError as error:
-            if error.errno == errno.EIO:
+            number = error.errno
+            if isinstance(error, MemberError) and not isinstance(error, MemberFull):
+                number = errno.EIO  # what the member's own filesystem said is not said of this one
+            if number == errno.EIO:
                 log.error("%s: %s", handler.__name__, error)
-            raise FUSEError(error.errno) from None
+            raise FUSEError(number) from None
         except FUSEError:
             raise
         except Exception:

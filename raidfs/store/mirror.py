@@ -157,8 +157,18 @@ class Mirror:
         return MirrorStatistics(self._queued_bytes, self._written_bytes, self._syncs, self._healed)
 
     def limit_bytes(self, file: MetaFile) -> int:
-        """The most that the file may come to have, on the member that has least room."""
-        limit = min(member.meta_limit(file) for member in self._live.values())
+        """The most that the file may come to have, on the member that has least room. One that
+        can't tell is passed over: whether it is lost, the next write to it says."""
+        limits: list[int] = []
+        unanswered: MemberError | None = None
+        for member in self._live.values():
+            try:
+                limits.append(member.meta_limit(file))
+            except MemberError as error:
+                unanswered = error
+        if unanswered is not None and not limits:
+            raise unanswered
+        limit = min(limits)
         if file is MetaFile.WAL:
             self._wal_limit = limit
         return limit

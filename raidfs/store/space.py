@@ -220,10 +220,13 @@ class Space:
     def online(self, member: int) -> bool:
         return self.array.states[member].state == "online"
 
-    def readable(self, zone: Zone) -> bool:
-        """Its code survives the members lost."""
-        columns = enumerate(zone.map.columns)
-        lost = frozenset(column for column, (member, _) in columns if not self.online(member))
+    def readable(self, zone: Zone, without: int = -1) -> bool:
+        """Its code survives the members lost, and this one."""
+        lost = frozenset(
+            column
+            for column, (member, _) in enumerate(zone.map.columns)
+            if member == without or not self.online(member)
+        )
         return not lost or zone.map.code.survives(lost)
 
     def _sort_open(self) -> None:
@@ -237,14 +240,14 @@ class Space:
         damaged = (zone for zone in self.zones.values() if not self.healthy(zone))
         self._idle = {zone.map.zone for zone in damaged if zone.live == 0}
 
-    @property
-    def redundant(self) -> bool:
-        """Everything that lies in zones can be read, and what was promised room has it."""
-        full = [zone for zone in self.zones.values() if zone.live or zone.placed]
-        return self.room_cells >= self.credits and all(map(self.readable, full))
+    def affordable(self, member: int) -> bool:
+        """Without it, all that lies in zones can be read, and what was promised room has it."""
+        room = sum(zone.room_cells for zone in self.open if self.readable(zone, member))
+        full = (zone for zone in self.zones.values() if zone.live or zone.placed)
+        return room >= self.credits and all(self.readable(zone, member) for zone in full)
 
     async def prepare(self, pages: int) -> None:
-        """Before `rows_for`: allocate whole zones, where that many pages would go to damaged ones."""
+        """Before `rows_for`: allocate whole zones, lest so many pages go to damaged ones."""
 
         def lacking() -> bool:
             whole = sum(zone.room_cells for zone in self.open if self.healthy(zone))
@@ -367,7 +370,7 @@ class Space:
     # -- rows for a flush -----------------------------------------------------------------------
 
     def rows_for(self, pages: int) -> list[Rows]:
-        """Hand out rows for `pages` pages whose credits were granted; never fails, by promise 10."""
+        """Hand out rows for `pages` pages that have their credits; never fails, by promise 10."""
         taken: list[Rows] = []
         self.placed += pages
         while pages:
@@ -477,12 +480,15 @@ class Space:
         code = self.code
         if len(online) < code.width:
             code = narrower(self.parameters.level, len(online)) or code
-            if len(online) < code.width:  # zones with columns missing, on whom they would be is moot
+            if (
+                len(online) < code.width
+            ):  # zones with columns missing, on whom they would be is moot
                 online = list(self.slots)
         per_zone = self.rows_per_zone * code.k
         total = usable_zones([self.slots[m].total for m in online], code) * per_zone
         free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in online]
-        unallocated = usable_zones(free_slots, code) * per_zone
+        possible = self._choose(whole=False) is not None
+        unallocated = usable_zones(free_slots, code) * per_zone if possible else 0
         free = max(0, unallocated + self._grantable(False))
         live = sum(zone.live for zone in self.zones.values())
         return Usage(max(total, live), free, live, len(self.zones))

@@ -250,13 +250,15 @@ class Store:
                     await self._settle_loss(member, reason)
 
     async def _settle_loss(self, member: int, reason: str) -> None:
+        if not self.space.affordable(member):  # then it is better to go on reading from it
+            self.fail(f"member {member} failed, and the others don't make up for it: {reason}")
+            return
         self.array.fail(member, reason)
         self.space.after_loss()
         try:
             self.mirror.lose(member, reason)
-            redundant = self.space.redundant
             left = await self.offload(
-                functools.partial(self.assembly.fail, member, reason, zones_survive=redundant)
+                functools.partial(self.assembly.fail, member, reason, zones_survive=True)
             )
             self.mirror.recorded(member)
         except RaidfsError as error:
@@ -264,8 +266,6 @@ class Store:
             return
         for other in left - {member}:
             self.notices.loss(other, "its label could not be written")
-        if not redundant:
-            self.fail(f"more members are lost than the code survives ({reason})")
 
     async def fail_member(self, member: int, reason: str) -> None:
         """An administrator takes a member out. The caller has checked that redundancy covers it."""
@@ -505,14 +505,11 @@ class Store:
         """A member that fails at the very end leaves the volume as at any other time."""
         try:
             self.meta.close()
-        except LossUnrecorded:
-            while self.failed is None:
-                await self.settle_losses()
-                try:
-                    await self.offload(self.mirror.sync_db)
-                    return
-                except LossUnrecorded:
-                    continue
+        except RaidfsError as error:
+            if self.failed is not None:
+                log.warning("the metadata's log is left to the next mount: %s", error)
+            elif not (isinstance(error, LossUnrecorded) and await self._sync(self.mirror.sync_db)):
+                raise
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
