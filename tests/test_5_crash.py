@@ -193,7 +193,7 @@ def record_failing(level: str, count: int, seed: int, steps: int) -> Recording:
     rng = random.Random(seed)
     writes = record(level, count, seed, 1).writes[0], record(level, count, seed, steps).writes[0]
     failures = tuple(
-        Failure(member, rng.randrange(*writes), rng.choice(KINDS))
+        Failure(member, rng.randrange(*writes), rng.choice(KINDS) if seed % 4 else WRITE_KINDS)
         for member in rng.sample(range(count), rng.randint(1, code_for(level, count).tolerance))
     )
     return record(level, count, seed, steps, failures)

@@ -358,9 +358,8 @@ class Store:
     async def _flush_once(self) -> None:
         try:
             await self.settle_losses()
-            if not self.dirty or self.failed is not None:
-                return
-            self.cut()
+            if self.dirty and self.failed is None:
+                self.cut()
             while self._sealed and self.failed is None:
                 await self._make_durable(self._sealed[0])
         except RaidfsError as error:
@@ -510,6 +509,8 @@ class Store:
                 log.warning("the metadata's log is left to the next mount: %s", error)
             elif not (isinstance(error, LossUnrecorded) and await self._sync(self.mirror.sync_db)):
                 raise
+        if self.failed is None:
+            await self.settle_losses()
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
