@@ -22,22 +22,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import trio
 
-from ..errors import LossUnrecorded, NotEnoughMembers, OutOfSpace, RaidfsError, ReadOnly
+from ..errors import LossUnrecorded, OutOfSpace, RaidfsError, ReadOnly
 from ..pages import Pages, Sealed
-from ..raid.array import Array, MemberState
+from ..raid.array import Array
 from ..raid.assembly import Assembly
-from ..raid.code import parse_code
 from .flush import Flush
+from .members import member_states, require_zones
 from .meta import Meta
 from .mirror import Mirror
+from .notices import Notices
 from .reader import Reader
 from .space import Offload, Space
 
@@ -49,7 +49,6 @@ DIRTY_CELLS_MIN = 320  # one write of 1 MiB and a bit must fit
 CHANGES_PER_LOOK = 64  # between looks at the metadata's pressure
 FULL_TRIES = 3
 LIMBO_S = 0.02
-EVENTS_WAITING_MAX = 1000  # a flood of equal errors is cut off, the counters go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,39 +69,6 @@ class StoreStatistics:
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """The real `offload`. The simulator's calls the function at once, so that runs replay."""
     return await trio.to_thread.run_sync(function, *args)
-
-
-class Notices:
-    """What members and the array report from any thread, until the store takes it up: events, to
-    be kept in the metadata, and members that failed, to be recorded in the labels."""
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self.losses: dict[int, str] = {}
-        self._clock = clock
-        self._events: list[tuple[int, str, int, str]] = []
-        self._lock = threading.Lock()
-
-    @property
-    def waiting(self) -> bool:
-        """There are events to be kept."""
-        return bool(self._events)
-
-    def event(self, name: str, member: int, text: str) -> None:
-        """`member` is -1 when the event concerns none."""
-        log.warning("%s%s: %s", name, f" (member {member})" if member >= 0 else "", text)
-        with self._lock:
-            if len(self._events) < EVENTS_WAITING_MAX:
-                self._events.append((self._clock(), name, member, text))
-
-    def loss(self, member: int, reason: str) -> None:
-        """The member failed a write, and is used no more."""
-        self.losses.setdefault(member, reason)
-
-    def take_events(self) -> list[tuple[int, str, int, str]]:
-        """(time_ns, name, member, text) noticed since the last call."""
-        with self._lock:
-            events, self._events = self._events, []
-        return events
 
 
 class Store:
@@ -136,7 +102,7 @@ class Store:
         self.cuts = 0
         self.cell_bytes = self.parameters.cell_bytes
         self.pages = Pages(self.cell_bytes, generation=self.epoch)
-        states = _member_states(assembly, meta)
+        states = member_states(assembly, meta)
         self.array = Array(states, self.cell_bytes, notices.event, heal=not read_only)
         slots = {entry.id: entry.slots for entry in assembly.label.members}
         self.space = Space(
@@ -175,7 +141,7 @@ class Store:
         """
         try:
             if assembly.doubtful:
-                _require_zones(assembly)
+                require_zones(assembly)
                 if not read_only:
                     await offload(assembly.settle)
             notices = Notices(clock)
@@ -524,41 +490,3 @@ class Store:
             len(self.space.zones),
             self.failed,
         )
-
-
-def _member_states(assembly: Assembly, meta: Meta) -> dict[int, MemberState]:
-    """Every member of the volume, present or not, with the error counts kept in the metadata."""
-    counters = meta.member_counters()
-    states = {}
-    for entry in assembly.label.members:
-        member = assembly.members.get(entry.id)
-        state: Literal["online", "failed", "missing"] = "online"
-        if member is None:
-            state = "failed" if entry.state == "failed" else "missing"
-        read, write, checksum = counters.get(entry.id, (0, 0, 0))
-        states[entry.id] = MemberState(member, state, read, write, checksum)
-    return states
-
-
-def _require_zones(assembly: Assembly) -> None:
-    """Every zone that holds anything can be read without the members lost; NotEnoughMembers names
-    one that can't."""
-    mirror = Mirror(assembly.members, read_only=True)
-    try:
-        meta = Meta(mirror)
-        try:
-            for row in meta.zones():
-                if not row.live:
-                    continue
-                members = enumerate(row.columns)
-                lost = frozenset(c for c, (member, _) in members if member not in assembly.members)
-                if not parse_code(row.code).survives(lost):
-                    raise NotEnoughMembers(
-                        f"volume {assembly.label.volume_name}: zone {row.zone} can't be read "
-                        f"without members {', '.join(map(str, sorted(assembly.lost)))}; bring back "
-                        "one that still holds its data"
-                    )
-        finally:
-            meta.close()
-    finally:
-        mirror.close()
