@@ -47,6 +47,7 @@ Addresses = npt.NDArray[np.uint64]
 ZONE_SHIFT = 32
 ROW_SHIFT = 8
 SLACK_ROWS = 32  # room that only the privileged get: for truncates on a full volume
+METADATA_KEPT_BYTES = 16 << 20  # of a directory's filesystem, which others may fill as well
 FULL_S = 10.0  # a member that had no room for a column is asked again after so long
 
 
@@ -359,11 +360,14 @@ class Space:
             shared.setdefault(key, []).append(member)
         for group in shared.values():
             try:
-                room = self._member(group[0]).room_bytes()
+                it = self._member(group[0])
+                room = it.room_bytes() // len(group)
             except MemberError:
                 continue
+            if it.kind == "directory":
+                room -= METADATA_KEPT_BYTES
             for member in group:
-                rooms[member] = room // len(group) // self.parameters.zone_bytes
+                rooms[member] = max(0, room) // self.parameters.zone_bytes
         self._room_cache = (now, rooms)
         return rooms
 
