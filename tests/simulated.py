@@ -197,7 +197,8 @@ class SimulatedMember(Member):
 
     def _write(self, name: str, offset: int, data: bytes) -> None:
         self._attempt(name)
-        self.unreadable.discard((name, offset))
+        end = offset + len(data)
+        self.unreadable -= {(f, at) for f, at in self.unreadable if f == name and offset <= at < end}
         with self.lock:
             content = self.files.setdefault(name, bytearray())
             if len(content) < offset:

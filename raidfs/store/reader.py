@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import Unrecoverable
 from ..raid.array import Array
 from ..raid.code import present
+from ..raid.rebuild import runs as ranges
 from .space import ROW_SHIFT, ZONE_SHIFT, Zone
 
 if TYPE_CHECKING:
@@ -143,11 +145,11 @@ class Reader:
             if not runs:
                 return True
         doubtful = await self.store.offload(_read_runs, self.store.array, runs, content)
-        for run, position in doubtful:
+        for run, first, last in doubtful:
             if run.zone.map.zone not in self.store.space.zones:
                 return False
-            rebuilt = await self.rebuild(run.zone, run.row + position, run.column)
-            content[run.first + position] = rebuilt
+            rebuilt = await self.rebuild(run.zone, run.row + first, last - first, run.column)
+            content[run.first + first : run.first + last] = rebuilt
         return True
 
     def _read_cached(self, run: Run, content: U8) -> bool:
@@ -156,28 +158,42 @@ class Reader:
         out = content[run.first : run.first + run.count]
         return self.store.array.read_cached(run.zone.map, run.column, run.row, run.crcs, out)
 
-    async def rebuild(self, zone: Zone, row: int, column: int) -> U8:
-        """One cell from the rest of its row. The zone is pinned by the caller."""
-        meta, array = self.store.meta, self.store.array
-        crcs = meta.crcs(zone.map.zone, row, 1)[0]
-        where = self._present(zone, row)
-        found: dict[int, U8] = await self.store.offload(
-            array.rebuild_row, zone.map, row, crcs, where, {column}
+    async def rebuild(self, zone: Zone, row: int, count: int, column: int) -> U8:
+        """Cells of consecutive rows (count, cell_bytes) from the rest of their rows. The zone is
+        pinned by the caller. Raises Unrecoverable if one of them can't be had."""
+        crcs = self.store.meta.crcs(zone.map.zone, row, count)
+        where = self._present(zone, row, count)
+        wanted = np.zeros_like(where)
+        wanted[:, column] = True
+        content, good = await self.store.offload(
+            self.store.array.rebuild_rows, zone.map, row, crcs, where, wanted
         )
-        return found[column]
+        if not good.all():
+            raise Unrecoverable(
+                f"zone {zone.map.zone} row {row + int(np.argmin(good))} column {column} is lost or "
+                "damaged beyond what the rest of its row can rebuild"
+            )
+        return np.asarray(content[column], dtype=np.uint8)
 
-    def _present(self, zone: Zone, row: int) -> npt.NDArray[np.bool_]:
-        """Which cells of a row were written, by the owner record of its burst."""
-        owner = self.store.meta.owner_of(zone.map.zone, row)
-        assert owner is not None and owner.row <= row < owner.row + owner.rows
-        return np.asarray(present(zone.map.code, owner.pages)[:, row - owner.row], dtype=np.bool_)
+    def _present(self, zone: Zone, row: int, count: int) -> npt.NDArray[np.bool_]:
+        """bool (count, width): which cells of these rows were written, by the owner records."""
+        where = np.zeros((count, zone.map.code.width), dtype=np.bool_)
+        at = row
+        while at < row + count:
+            owner = self.store.meta.owner_of(zone.map.zone, at)
+            assert owner is not None and owner.row <= at < owner.row + owner.rows
+            end = min(owner.row + owner.rows, row + count)
+            there = present(zone.map.code, owner.pages)[:, at - owner.row : end - owner.row]
+            where[at - row : end - row] = there.T
+            at = end
+        return where
 
 
-def _read_runs(array: Array, runs: list[Run], content: U8) -> list[tuple[Run, int]]:
-    """In a thread: read each run; returns (run, position) of cells that must be rebuilt."""
+def _read_runs(array: Array, runs: list[Run], content: U8) -> list[tuple[Run, int, int]]:
+    """In a thread: read each run; (run, first, last exclusive) of cells that must be rebuilt."""
     doubtful = []
     for run in runs:
         out = content[run.first : run.first + run.count]
         good = array.read_run(run.zone.map, run.column, run.row, run.crcs, out)
-        doubtful += [(run, position) for position in np.flatnonzero(~good).tolist()]
+        doubtful += [(run, first, last) for first, last in ranges(~good)]
     return doubtful
