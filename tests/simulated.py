@@ -198,7 +198,10 @@ class SimulatedMember(Member):
     def _write(self, name: str, offset: int, data: bytes) -> None:
         self._attempt(name)
         end = offset + len(data)
-        self.unreadable -= {(f, at) for f, at in self.unreadable if f == name and offset <= at < end}
+        written = {
+            (file, at) for file, at in self.unreadable if file == name and offset <= at < end
+        }
+        self.unreadable -= written
         with self.lock:
             content = self.files.setdefault(name, bytearray())
             if len(content) < offset:
