@@ -158,6 +158,17 @@ class Conformance:
             part = content[number * 20 : number * 20 + 10]
             assert (read(member, zone, column, slot, number, 10) == part).all()
 
+    def test_what_is_cached_is_the_same_or_not_told(self, member):
+        content = cells(4)
+        member.column_create(5, 1, 4, ZONE_BYTES)
+        member.column_write(5, 1, 4, CELL, addresses_of(content), CELL)
+        for _ in range(2):
+            out = np.zeros_like(content)
+            if member.column_read_cached(5, 1, 4, CELL, out.data.cast("B")):
+                assert (out == content).all()
+        member.close()
+        assert not member.column_read_cached(5, 1, 4, CELL, out.data.cast("B"))
+
     def test_cells_are_gathered_from_anywhere_in_memory(self, member):
         content = cells(16)
         order = np.random.default_rng(1).permutation(16)
