@@ -56,10 +56,10 @@ lint: build
 	$(BIN)/mypy
 
 check: lint $(STAMPS)/packages-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test: lint sanitize $(STAMPS)/packages-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 sanitize: build
 	tools/sanitize.sh
