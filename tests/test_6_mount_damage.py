@@ -66,7 +66,7 @@ def test_bytes_overwritten_on_members(workshop, level, members, count):
     volume = workshop.volume(members, level=level, zone_bytes=1 << 20, mounted=True)
     made = fill(volume.mountpoint, dice)
     volume.ctl("sync")
-    read = members - (level == "4")  # the one with all the parity isn't asked while others are whole
+    read = members - (level == "4")  # reads don't ask the parity member
     hit = dice.sample(range(read), count)
     for number in hit:
         for path in column_files(volume.members[number]):
