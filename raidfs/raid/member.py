@@ -18,13 +18,12 @@ SQLite database and its write-ahead log) and columns, one per (zone, column) tha
 from __future__ import annotations
 
 import abc
-import contextlib
 import enum
 import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 
@@ -154,12 +153,26 @@ class Member(abc.ABC):
         """What the place beneath has left for more columns; a large number on raw members."""
 
 
-@contextlib.contextmanager
-def said_of(path: str, doing: str) -> Iterator[None]:
-    """Turn an OSError inside into a MemberError that names the member and what was being done."""
-    try:
-        yield
-    except OSError as error:
+class said_of:
+    """Turn an OSError inside into a MemberError that names the member and what was being done.
+
+    A class, as `Descriptors.borrow` uses one, since each metadata page that is read passes here: a
+    generator costs several times as much.
+    """
+
+    __slots__ = ("_doing", "_path")
+
+    def __init__(self, path: str, doing: str) -> None:
+        self._path = path
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        path, doing = self._path, self._doing
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MemberFull(
                 f"{path}: no room for {doing}: free some on its filesystem", path
@@ -219,9 +232,11 @@ class Descriptors:
         self._open: OrderedDict[Hashable, list[int]] = OrderedDict()  # key -> [fd, users]
         self._closed = False
 
-    @contextlib.contextmanager
-    def borrow(self, key: Hashable) -> Iterator[int]:
-        """The descriptor of `key`, opened if need be (OSError); it stays open inside."""
+    def borrow(self, key: Hashable) -> _Borrowed:
+        """`with borrow(key) as fd`: the descriptor, opened if need be (OSError), open inside."""
+        return _Borrowed(self, key)
+
+    def _take(self, key: Hashable) -> list[int]:
         with self._lock:
             if self._closed:
                 raise MemberError(f"{self._path}: this member was closed", self._path)
@@ -231,14 +246,15 @@ class Descriptors:
                 self._open[key] = held
             held[1] += 1
             self._open.move_to_end(key)
-            self._evict()
-        try:
-            yield held[0]
-        finally:
-            with self._lock:
-                held[1] -= 1
-                if held[1] == 0 and self._open.get(key) is not held:
-                    os.close(held[0])
+            if len(self._open) > self._limit:
+                self._evict()
+            return held
+
+    def _give(self, key: Hashable, held: list[int]) -> None:
+        with self._lock:
+            held[1] -= 1
+            if held[1] == 0 and self._open.get(key) is not held:
+                os.close(held[0])
 
     def forget(self, key: Hashable) -> None:
         """Close the descriptor of `key`, at once or when its last borrower is done."""
@@ -265,3 +281,20 @@ class Descriptors:
                 self._drop(key)
                 if len(self._open) <= self._limit:
                     return
+
+
+class _Borrowed:
+    """One use of a descriptor."""
+
+    __slots__ = ("_descriptors", "_held", "_key")
+
+    def __init__(self, descriptors: Descriptors, key: Hashable) -> None:
+        self._descriptors = descriptors
+        self._key = key
+
+    def __enter__(self) -> int:
+        self._held = self._descriptors._take(self._key)
+        return self._held[0]
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._descriptors._give(self._key, self._held)

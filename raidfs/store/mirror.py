@@ -258,6 +258,8 @@ class Mirror:
 
     def _queued(self, file: MetaFile, offset: int) -> bytes | None:
         """What the newest batch that has it says of the bytes there; b"" if they are gone."""
+        if not self._queue:  # batches leave it when they are on the members
+            return None
         with self._mutex:
             for batch in reversed(self._queue):
                 if batch.file is file:
