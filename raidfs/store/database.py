@@ -27,7 +27,7 @@ from raidfs.store.batches import FRAME_BYTES, PAGE_BYTES
 from raidfs.store.mirror import Mirror
 
 INF = 2**63 - 1
-CACHE_BYTES = 96 << 20
+CACHE_BYTES = 64 << 20
 CHECKPOINT_FRAMES = 1000  # copying a page takes the loop about 20 microseconds
 _STATEMENT_PAGES = 4  # more than a statement dirties, splits averaged over those without
 _RESERVE_PAGES_MIN = 64
