@@ -146,9 +146,9 @@ def test_words_that_mean_two_things_are_not_used_as_names():
             assert not [word for word in BANNED if word in ours], f"{path}: {name}"
 
 
-def test_nothing_names_the_workshop():
-    """Neither code nor documents speak of who wrote them where."""
+def test_nothing_names_the_place_where_it_lies():
+    """No path of this checkout in code or documents: it is somewhere else on the next machine."""
     files = [*SOURCES, *C_SOURCES, *(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
     files += [path for path in (ROOT / "tools").rglob("*") if path.suffix in (".py", ".sh", ".c")]
     for path in files:
-        assert not re.search(r"/work/(main|spec|shared)|\.\./shared", path.read_text()), path
+        assert f"{ROOT}/" not in path.read_text(), path
