@@ -27,16 +27,15 @@ import numpy.typing as npt
 
 from . import native
 from .errors import FormatError, MemberError, RaidfsError, Unrecoverable
+from .pages import LEAF_PAGES
 from .raid.array import Array, MemberState, ZoneMap
 from .raid.assembly import Assembly
 from .raid.code import burst_cells, parse_code, present
 from .raid.label import LABEL_COPIES, decode_label
 from .raid.rebuild import Crcs, runs
-from .store.meta import Leaf, Meta, Owner, ZoneRow
+from .store.meta import ROOT_INO, Leaf, Meta, Owner, ZoneRow
 from .store.mirror import Mirror
 
-ROOT_INO = 1
-LEAF_PAGES = 256
 FINDINGS_MAX = 1000
 ROWS_PER_READ = 256
 

@@ -37,12 +37,12 @@ from raidfs.raid.assembly import Assembly
 from raidfs.raid.code import code_for
 from raidfs.raid.create import plan_volume
 from raidfs.store.make import make_volume
+from raidfs.store.meta import ROOT_INO
 from raidfs.store.store import Store
 
 JSON_VERSION = 1
 LEVELS = ["0/2", "1/2", "1/3", "2/7", "3/4", "4/4", "5/3", "5/5", "6/4", "6/6", "10/4", "10/6"]
 LEVELS += ["rs:4+2/6", "rs:8+3/11", "rs:4+4/8"]
-ROOT_INO = 1
 CALLER = Caller(0, 0, 1, 0o022)
 MEMBER_BYTES = 24 << 20
 COMBINATIONS_MAX = 40  # of losses tried, chosen evenly from all

@@ -21,13 +21,14 @@ import trio
 from raidfs.cli import target
 from raidfs.cli.output import EXIT_ERROR, print_json, sentence, size_text
 from raidfs.errors import FormatError, RaidfsError, UsageError
-from raidfs.fs.attributes import ROOT_INO, Attributes, Caller, Entry
+from raidfs.fs.attributes import Attributes, Caller, Entry
 from raidfs.fs.volume import Volume
+from raidfs.pages import LEAF_PAGES
 from raidfs.raid.assembly import Assembly
+from raidfs.store.meta import ROOT_INO
 from raidfs.store.store import Store
 
 PIECE_BYTES = 1 << 20
-LEAF_PAGES = 256
 LISTED_AT_ONCE = 256
 PROGRESS_S = 0.2
 ROOT = Caller(0, 0)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from ..errors import FsError
 
-ROOT_INO = 1
 FILE_BYTES_MAX = 2**63 - 1
 NAME_BYTES_MAX = 255
 TARGET_BYTES_MAX = 4095

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import FsError
-from ..store.meta import InodeRow
+from ..store.meta import ROOT_INO, InodeRow
 from .attributes import (
     LINKS_MAX,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
-    ROOT_INO,
     TARGET_BYTES_MAX,
     Caller,
     Entry,

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import trio
 
 from .. import native
-from ..pages import Sealed
+from ..pages import LEAF_PAGES, Sealed
 from . import burst
 from .meta import Leaf
-from .tables import INLINE_BYTES_MAX, LEAF_PAGES
+from .tables import INLINE_BYTES_MAX
 
 if TYPE_CHECKING:
     from .store import Store
@@ -54,6 +54,8 @@ class Flush:
         """Write and sync the bursts. On a loss beyond redundancy the store fails, and nothing will
         refer to them."""
         store = self.store
+        if not len(self.inos):
+            return  # names and inline contents alone: no member's columns to write or sync
         await store.space.prepare(len(self.inos))
         taken = store.space.rows_for(len(self.inos))
         start = 0

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from ..raid.create import Plan, create_volume
@@ -20,10 +19,8 @@ def make_volume(
 ) -> None:
     """Carry out a plan (raid.create.plan_volume). The root directory belongs to uid and gid, those
     of this process if not given. MemberError, MemberBusy: then nothing was changed."""
-    owner = os.getuid() if uid is None else uid
-    group = os.getgid() if gid is None else gid
 
     def prepare(members: dict[int, Member], parameters: Parameters) -> None:
-        Meta.create(members, parameters, now_ns(), uid=owner, gid=group)
+        Meta.create(members, parameters, now_ns(), uid=uid, gid=gid)
 
     create_volume(plan, prepare)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Unrecoverable
+from ..pages import LEAF_PAGES
 from ..raid.array import Array
 from ..raid.code import present
 from ..raid.rebuild import runs as ranges
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
-LEAF_PAGES = 256
 CACHED_PAGES_MAX = 16  # of a read that may be done on the event loop
 FILE_BYTES_MAX = 2**63 - 1
 

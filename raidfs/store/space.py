@@ -7,7 +7,7 @@ when that commit is durable and nobody reads from it any more.
 
 Promises (numbers of docs/ARCHITECTURE.md):
  3. A zone is erased only when no retained epoch refers to a cell in it and the commit that removed
-    the last reference is durable: `retire_empty` -> (commit is durable) -> `erasable`.
+    the last reference is durable: `store_zones` -> (commit is durable) -> `erasable`.
 10. A full volume says ENOSPC when the write arrives: credits are granted only against zones that
     are allocated and preallocated on their members. Room never falls below credits, because a
     flush of P pages uses at most P + k - 1 cells, and as many flushes as may still come are counted

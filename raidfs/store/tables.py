@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from raidfs.errors import FormatError
+from raidfs.pages import LEAF_PAGES
 from raidfs.store.database import INF, Database
 from raidfs.store.inodes import Version
 from raidfs.store.mirror import Mirror
 
-LEAF_PAGES = 256
 SLAB_ROWS = 256
 INLINE_BYTES_MAX = 2048
 EVENTS_MAX = 10_000
