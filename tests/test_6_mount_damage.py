@@ -93,10 +93,8 @@ def test_bytes_overwritten_in_images_and_devices(workshop, kind):
     print(f"seed {SEED} (RAIDFS_TEST_SEED)")
     dice = random.Random(SEED)
     size = 96 << 20
-    if kind == "image":
-        members = workshop.images(5, size)
-    else:
-        members = workshop.loop_devices(5, size)
+    make = workshop.images if kind == "image" else workshop.loop_devices
+    members = make(5, size)
     volume = workshop.volume(members, level="6", mounted=True)
     made = fill(volume.mountpoint, dice)
     volume.ctl("sync")
