@@ -11,7 +11,19 @@ from pathlib import Path
 from cffi import FFI
 
 here = Path(__file__).resolve().parent
-PUBLIC_HEADERS = ["erasure.h", "pages.h", "cells.h", "wal.h"]
+PUBLIC_HEADERS = [
+    "erasure.h",
+    "pages.h",
+    "cells.h",
+    "wal.h",
+    "leaf_runs.h",
+    "engine.h",
+    "mount.h",
+    "gate.h",
+    "known.h",
+    "columns.h",
+    "lane.h",
+]
 
 
 def declarations(header: str) -> str:

@@ -18,7 +18,7 @@ struct file *file_enter(struct rf_pages *pages, uint64_t ino, int *error)
 }
 
 int rf_pages_load(struct rf_pages *pages, uint64_t ino, uint64_t size, int64_t mtime_ns,
-                  int64_t ctime_ns)
+                  int64_t ctime_ns, int64_t atime_ns)
 {
     if (ino == 0 || size > SIZE_MAX_BYTES)
         return -EINVAL;
@@ -30,6 +30,7 @@ int rf_pages_load(struct rf_pages *pages, uint64_t ino, uint64_t size, int64_t m
             file->size = size;
             file->mtime_ns = mtime_ns;
             file->ctime_ns = ctime_ns;
+            file->atime_ns = atime_ns;
         }
         result = file ? 1 : -ENOMEM;
     }
@@ -81,10 +82,24 @@ int rf_pages_drop(struct rf_pages *pages, uint64_t ino)
         layer->cut = 0;
         pages->open->files--;
         file->dropped = 1;
+        file->vouched = 0;
         file->size = 0;
     }
     pthread_mutex_unlock(&pages->mutex);
     return result;
+}
+
+static struct rf_attributes attributes_of(const struct file *file)
+{
+    return (struct rf_attributes){file->size, file->mtime_ns, file->ctime_ns, file->atime_ns};
+}
+
+static uint64_t cells_of(const struct file *file)
+{
+    uint64_t cells = 0;
+    for (const struct layer *layer = file->newest; layer; layer = layer->older)
+        cells += layer->count - layer->holes;
+    return cells;
 }
 
 int rf_pages_attributes(struct rf_pages *pages, uint64_t ino, struct rf_attributes *out)
@@ -92,34 +107,46 @@ int rf_pages_attributes(struct rf_pages *pages, uint64_t ino, struct rf_attribut
     pthread_mutex_lock(&pages->mutex);
     const struct file *file = file_find(pages, ino);
     if (file)
-        *out = (struct rf_attributes){file->size, file->mtime_ns, file->ctime_ns};
+        *out = attributes_of(file);
+    pthread_mutex_unlock(&pages->mutex);
+    return file ? 0 : -ENOENT;
+}
+
+int rf_pages_lane_attributes(struct rf_pages *pages, uint64_t ino, struct rf_attributes *out,
+                             uint64_t *cells)
+{
+    pthread_mutex_lock(&pages->mutex);
+    const struct file *file = file_find(pages, ino);
+    if (file) {
+        *out = attributes_of(file);
+        *cells = cells_of(file);
+    }
     pthread_mutex_unlock(&pages->mutex);
     return file ? 0 : -ENOENT;
 }
 
 int64_t rf_pages_cells(struct rf_pages *pages, uint64_t ino)
 {
-    int64_t cells = 0;
     pthread_mutex_lock(&pages->mutex);
     const struct file *file = file_find(pages, ino);
-    for (const struct layer *layer = file ? file->newest : NULL; layer; layer = layer->older)
-        cells += layer->count;
+    int64_t cells = file ? (int64_t)cells_of(file) : 0;
     pthread_mutex_unlock(&pages->mutex);
     return cells;
 }
 
 int rf_pages_set_times(struct rf_pages *pages, uint64_t ino, const int64_t *mtime_ns,
-                       const int64_t *ctime_ns)
+                       const int64_t *ctime_ns, const int64_t *atime_ns)
 {
     int result;
     struct file *file = file_enter(pages, ino, &result);
     if (!file)
         return result;
-    if ((mtime_ns || ctime_ns) && !layer_open(pages, file)) {
+    if ((mtime_ns || ctime_ns || atime_ns) && !layer_open(pages, file)) {
         result = -ENOMEM;
     } else {
         file->mtime_ns = mtime_ns ? *mtime_ns : file->mtime_ns;
         file->ctime_ns = ctime_ns ? *ctime_ns : file->ctime_ns;
+        file->atime_ns = atime_ns ? *atime_ns : file->atime_ns;
     }
     pthread_mutex_unlock(&pages->mutex);
     return result;

@@ -50,6 +50,9 @@ void rf_pages_statistics(struct rf_pages *pages, struct rf_pages_statistics *out
         .open_files = pages->open->files,
         .open_cells = pages->open->cells,
         .dirty_cells = pages->dirty_cells,
+        .marks = pages->marks,
+        .credits = pages->credits,
+        .lane_files = pages->lane_files,
         .table_bytes = (pages->table.mask + 1) * sizeof(struct file),
         .layer_bytes = pages->layers.chunks * pages->layers.chunk_bytes,
         .cell_pool_bytes = cells->chunks * cells->chunk_bytes,
@@ -66,7 +69,7 @@ void rf_pages_statistics(struct rf_pages *pages, struct rf_pages_statistics *out
 
 /* Reports the files of the open generation and ends the layers that nobody needs any more. */
 static void seal_layers(struct rf_pages *pages, uint64_t *inos, int64_t *sizes, int64_t *mtimes_ns,
-                        int64_t *ctimes_ns)
+                        int64_t *ctimes_ns, int64_t *atimes_ns)
 {
     struct generation *open = pages->open;
     struct layer **link = &open->first, *layer;
@@ -79,6 +82,7 @@ static void seal_layers(struct rf_pages *pages, uint64_t *inos, int64_t *sizes, 
             sizes[count] = (int64_t)file->size;
             mtimes_ns[count] = file->mtime_ns;
             ctimes_ns[count] = file->ctime_ns;
+            atimes_ns[count] = file->atime_ns;
             count++;
         }
         if (layer->count == 0 && layer->cut == NO_CUT) {
@@ -94,7 +98,7 @@ static void seal_layers(struct rf_pages *pages, uint64_t *inos, int64_t *sizes, 
 }
 
 int64_t rf_pages_seal(struct rf_pages *pages, uint64_t room, uint64_t *inos, int64_t *sizes,
-                      int64_t *mtimes_ns, int64_t *ctimes_ns, uint64_t *sealed)
+                      int64_t *mtimes_ns, int64_t *ctimes_ns, int64_t *atimes_ns, uint64_t *sealed)
 {
     struct generation *next = calloc(1, sizeof(*next));
     if (!next)
@@ -103,13 +107,14 @@ int64_t rf_pages_seal(struct rf_pages *pages, uint64_t room, uint64_t *inos, int
     pthread_mutex_lock(&pages->mutex);
     struct generation *open = pages->open;
     if (open->files <= room) {
-        seal_layers(pages, inos, sizes, mtimes_ns, ctimes_ns);
+        seal_layers(pages, inos, sizes, mtimes_ns, ctimes_ns, atimes_ns);
         files = (int64_t)open->files;
         *sealed = open->number;
         next->number = open->number + 1;
         open->newer = next;
         pages->open = next;
         pages->generations_sealed++;
+        pages->lane_files = 0;
     }
     pthread_mutex_unlock(&pages->mutex);
     if (files < 0)
@@ -132,13 +137,14 @@ static const struct generation *sealed_find(struct rf_pages *pages, uint64_t num
 }
 
 int rf_pages_sealed_counts(struct rf_pages *pages, uint64_t generation, uint64_t *cells,
-                           uint64_t *cuts)
+                           uint64_t *cuts, uint64_t *marks)
 {
     const struct generation *sealed = sealed_find(pages, generation);
     if (!sealed)
         return -EINVAL;
     *cells = sealed->cells;
     *cuts = sealed->cuts;
+    *marks = sealed->marks;
     return 0;
 }
 
@@ -151,41 +157,48 @@ static int by_ino(const void *a, const void *b)
 
 static int by_index(const void *a, const void *b)
 {
-    uint64_t left = ((const struct cell_entry *)a)->index;
-    uint64_t right = ((const struct cell_entry *)b)->index;
+    uint64_t left = ((const struct entry *)a)->index;
+    uint64_t right = ((const struct entry *)b)->index;
     return (left > right) - (left < right);
 }
 
-/* The layers with cells (or those with cuts), by ino; `most` gets the largest number of cells. */
-static const struct layer **layers_sorted(const struct generation *sealed, bool cuts,
+enum what { CELLS, MARKS, CUTS };
+
+static uint32_t layer_has(const struct layer *layer, enum what what)
+{
+    return what == CUTS ? layer->cut != NO_CUT : what == MARKS ? layer->marks : layer_cells(layer);
+}
+
+/* The layers that have some, by ino; `most` gets the largest number of them in one. */
+static const struct layer **layers_sorted(const struct generation *sealed, enum what what,
                                           uint64_t *count, uint64_t *most)
 {
     *count = *most = 0;
     for (const struct layer *layer = sealed->first; layer; layer = layer->next)
-        *count += cuts ? layer->cut != NO_CUT : layer->count > 0;
+        *count += layer_has(layer, what) > 0;
     const struct layer **layers = malloc((*count + 1) * sizeof(*layers));
     if (!layers)
         return NULL;
     uint64_t place = 0;
     for (const struct layer *layer = sealed->first; layer; layer = layer->next) {
-        if (cuts ? layer->cut != NO_CUT : layer->count > 0)
+        uint32_t has = layer_has(layer, what);
+        if (has)
             layers[place++] = layer;
-        if (layer->count > *most)
-            *most = layer->count;
+        if (has > *most)
+            *most = has;
     }
     qsort(layers, place, sizeof(*layers), by_ino);
     return layers;
 }
 
-int rf_pages_sealed_cells(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
-                          uint64_t *indexes, uint64_t *addresses)
+/* Cells or marks; returns how many, or -ENOMEM. */
+static int64_t sealed_entries(const struct generation *sealed, enum what what, uint64_t *inos,
+                              uint64_t *indexes, uint64_t *addresses)
 {
-    const struct generation *sealed = sealed_find(pages, generation);
-    if (!sealed)
-        return -EINVAL;
+    const enum entry_kind kind = what == CELLS ? CELL : MARK;
     uint64_t count, most, place = 0;
-    const struct layer **layers = layers_sorted(sealed, false, &count, &most);
-    struct cell_entry *entries = malloc((most + 1) * sizeof(*entries));
+    const struct layer **layers = layers_sorted(sealed, what, &count, &most);
+    struct entry *entries = malloc((most + 1) * sizeof(*entries));
     if (!layers || !entries) {
         free(layers);
         free(entries);
@@ -195,20 +208,42 @@ int rf_pages_sealed_cells(struct rf_pages *pages, uint64_t generation, uint64_t 
         const struct layer *layer = layers[i];
         uint32_t found = 0;
         for (uint64_t j = 0; j <= layer->mask; j++)
-            if (layer->entries[j].cell)
+            if (layer->entries[j].kind == kind)
                 entries[found++] = layer->entries[j];
-        ENSURE(found == layer->count);
+        ENSURE(found == layer_has(layer, what));
         qsort(entries, found, sizeof(*entries), by_index);
         for (uint32_t j = 0; j < found; j++, place++) {
             inos[place] = layer->ino;
             indexes[place] = entries[j].index;
-            addresses[place] = (uint64_t)(uintptr_t)entries[j].cell;
+            addresses[place] =
+                kind == MARK ? entries[j].address : (uint64_t)(uintptr_t)entries[j].cell;
         }
     }
-    ENSURE(place == sealed->cells);
     free(layers);
     free(entries);
-    return 0;
+    return (int64_t)place;
+}
+
+int rf_pages_sealed_cells(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
+                          uint64_t *indexes, uint64_t *addresses)
+{
+    const struct generation *sealed = sealed_find(pages, generation);
+    if (!sealed)
+        return -EINVAL;
+    int64_t count = sealed_entries(sealed, CELLS, inos, indexes, addresses);
+    ENSURE(count < 0 || (uint64_t)count == sealed->cells);
+    return count < 0 ? (int)count : 0;
+}
+
+int rf_pages_sealed_marks(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
+                          uint64_t *indexes, uint64_t *addresses)
+{
+    const struct generation *sealed = sealed_find(pages, generation);
+    if (!sealed)
+        return -EINVAL;
+    int64_t count = sealed_entries(sealed, MARKS, inos, indexes, addresses);
+    ENSURE(count < 0 || (uint64_t)count == sealed->marks);
+    return count < 0 ? (int)count : 0;
 }
 
 int rf_pages_sealed_cuts(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
@@ -218,7 +253,7 @@ int rf_pages_sealed_cuts(struct rf_pages *pages, uint64_t generation, uint64_t *
     if (!sealed)
         return -EINVAL;
     uint64_t count, most;
-    const struct layer **layers = layers_sorted(sealed, true, &count, &most);
+    const struct layer **layers = layers_sorted(sealed, CUTS, &count, &most);
     if (!layers)
         return -ENOMEM;
     ENSURE(count == sealed->cuts);
@@ -233,7 +268,7 @@ int rf_pages_sealed_cuts(struct rf_pages *pages, uint64_t generation, uint64_t *
 /* ---- retiring ---- */
 
 /* The layer is the oldest of its file, as its generation is the oldest of all. */
-static void layer_retire(struct rf_pages *pages, struct layer *layer)
+static void layer_unlink(struct rf_pages *pages, struct layer *layer)
 {
     struct file *file = file_find(pages, layer->ino);
     ENSURE(file);
@@ -242,29 +277,47 @@ static void layer_retire(struct rf_pages *pages, struct layer *layer)
         link = &(*link)->older;
     ENSURE(!layer->older);
     *link = NULL;
-    layer_end(pages, layer);
     if (file->dropped && !file->newest) {
         leaf_cache_forget(&pages->leaves, file->ino, 0);
         file_remove(pages, file);
     }
 }
 
+/* Lets the others have the mutex for a moment. */
+static void breathe(struct rf_pages *pages)
+{
+    pthread_mutex_unlock(&pages->mutex);
+    pthread_mutex_lock(&pages->mutex);
+}
+
 int rf_pages_retire(struct rf_pages *pages, uint64_t generation)
 {
+    enum { AT_ONCE = 512 }; /* cells: some ten microseconds */
     pthread_mutex_lock(&pages->mutex);
     struct generation *oldest = pages->oldest;
-    bool ok = oldest != pages->open && oldest->number == generation;
-    if (ok) {
-        for (struct layer *layer = oldest->first, *next; layer; layer = next) {
-            next = layer->next;
-            layer_retire(pages, layer);
-        }
-        ENSURE(oldest->cells == 0);
-        pages->oldest = oldest->newer;
-        pages->generations_sealed--;
+    if (oldest == pages->open || oldest->number != generation) {
+        pthread_mutex_unlock(&pages->mutex);
+        return -EINVAL;
     }
+    for (struct layer *layer = oldest->first; layer; layer = layer->next)
+        layer_unlink(pages, layer);
+    /* Nobody finds the layers any more: their cells can go bit by bit. */
+    uint64_t given = 0;
+    for (struct layer *layer = oldest->first, *next; layer; layer = next) {
+        next = layer->next;
+        for (uint64_t place = 0; place <= layer->mask; place += AT_ONCE) {
+            given += layer_drain(pages, layer, place, AT_ONCE);
+            if (given >= AT_ONCE) {
+                breathe(pages);
+                given = 0;
+            }
+        }
+        layer_end(pages, layer);
+    }
+    ENSURE(oldest->cells == 0 && oldest->marks == 0);
+    pages->oldest = oldest->newer;
+    pages->generations_sealed--;
     pthread_mutex_unlock(&pages->mutex);
-    if (ok)
-        free(oldest);
-    return ok ? 0 : -EINVAL;
+    free(oldest);
+    return 0;
 }

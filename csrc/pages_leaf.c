@@ -176,6 +176,14 @@ static struct leaf *leaf_use(struct leaf_cache *cache, uint64_t ino, uint64_t nu
     return leaf;
 }
 
+bool leaf_cache_address(struct leaf_cache *cache, uint64_t ino, uint64_t index, uint64_t *address)
+{
+    const struct leaf *leaf = leaf_use(cache, ino, index / LEAF_PAGES);
+    uint64_t place = index % LEAF_PAGES;
+    *address = leaf && place < leaf->count ? leaf->addresses[place] : 0;
+    return leaf != NULL;
+}
+
 static int leaf_put(struct leaf_cache *cache, uint64_t ino, uint64_t number,
                     const uint64_t *addresses)
 {

@@ -59,10 +59,16 @@ void pool_start(struct pool *pool, size_t thing_bytes, size_t chunk_bytes, size_
         .chunk_bytes = chunk_bytes,
         .first_offset = first,
         .chunk_things = (uint32_t)things,
-        .chunks_kept = (uint32_t)(bytes_kept / chunk_bytes),
     };
-    if (pool->chunks_kept == 0) /* or one thing, taken and given, would map and unmap each time */
-        pool->chunks_kept = 1;
+    pool_keep(pool, bytes_kept);
+}
+
+void pool_keep(struct pool *pool, size_t bytes_kept)
+{
+    size_t chunks = bytes_kept / pool->chunk_bytes;
+    /* At least one, or one thing, taken and given, would map and unmap each time. */
+    pool->chunks_kept = chunks < 1 ? 1 : chunks < UINT32_MAX ? (uint32_t)chunks : UINT32_MAX;
+    pool_trim(pool);
 }
 
 /* A mapping of chunk_bytes at a multiple of chunk_bytes, or NULL. The kernel puts mappings side by

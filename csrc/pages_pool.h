@@ -30,6 +30,7 @@ int pool_reserve(struct pool *pool, uint64_t count);
 /* Content undefined. Only after pool_reserve. */
 void *pool_take(struct pool *pool);
 void pool_give(struct pool *pool, void *thing);
+void pool_keep(struct pool *pool, size_t bytes_kept);
 /* Gives back what a reserve took too much. */
 void pool_trim(struct pool *pool);
 

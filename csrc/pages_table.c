@@ -1,4 +1,5 @@
-/* pages_table.c: the two hash tables: files by inode number, cells of a layer by page index.
+/* pages_table.c: the two hash tables: files by inode number, what a layer has of pages by their
+ * index.
  *
  * Both use open addressing with linear probing, and removal moves the entries behind back instead
  * of leaving marks, so a table never degrades by use.
@@ -6,7 +7,7 @@
  *  1. Finding, adding and removing one entry is O(1), amortized over growing and shrinking.
  *  2. The table of files is at most 3/4 full, and shrinks when less than 1/8 of it is used: files
  *     that come and go leave nothing behind.
- *  3. The table of a layer is at most half full, but for the first FEW_CELLS cells, which lie in
+ *  3. The table of a layer is at most half full, but for the first FEW_ENTRIES cells, which lie in
  *     the layer itself and fill it wholly.
  */
 #include <errno.h>
@@ -116,7 +117,7 @@ void file_remove(struct rf_pages *pages, struct file *file)
 struct layer *layer_open(struct rf_pages *pages, struct file *file)
 {
     struct generation *open = pages->open;
-    if (file->newest && file->newest->generation == open)
+    if (layer_is_open(pages, file))
         return file->newest;
     if (pool_reserve(&pages->layers, 1) < 0)
         return NULL;
@@ -126,7 +127,7 @@ struct layer *layer_open(struct rf_pages *pages, struct file *file)
         .generation = open,
         .older = file->newest,
         .cut = NO_CUT,
-        .mask = FEW_CELLS - 1,
+        .mask = FEW_ENTRIES - 1,
         .entries = layer->few,
     };
     file->newest = layer;
@@ -146,15 +147,15 @@ static uint32_t entry_home(const struct rf_pages *pages, const struct layer *lay
     return (uint32_t)(hash << 2 | (index & 3)) & layer->mask;
 }
 
-static struct cell_entry *entry_find(const struct rf_pages *pages, const struct layer *layer,
-                                     uint64_t index)
+static struct entry *entry_find(const struct rf_pages *pages, const struct layer *layer,
+                                uint64_t index)
 {
     if (layer->count == 0)
         return NULL;
     uint32_t place = entry_home(pages, layer, index);
     for (uint32_t probes = 0; probes <= layer->mask; probes++) { /* the few may all be used */
-        struct cell_entry *entry = &layer->entries[place];
-        if (!entry->cell)
+        struct entry *entry = &layer->entries[place];
+        if (entry->kind == FREE)
             return NULL;
         if (entry->index == index)
             return entry;
@@ -163,30 +164,30 @@ static struct cell_entry *entry_find(const struct rf_pages *pages, const struct 
     return NULL;
 }
 
-uint8_t *layer_find(const struct rf_pages *pages, const struct layer *layer, uint64_t index)
+const struct entry *layer_find(const struct rf_pages *pages, const struct layer *layer,
+                               uint64_t index)
 {
-    const struct cell_entry *entry = entry_find(pages, layer, index);
-    return entry ? entry->cell : NULL;
+    return entry_find(pages, layer, index);
 }
 
-static void entry_put(const struct rf_pages *pages, struct layer *layer, struct cell_entry entry)
+static void entry_put(const struct rf_pages *pages, struct layer *layer, struct entry entry)
 {
     uint32_t place = entry_home(pages, layer, entry.index);
-    while (layer->entries[place].cell)
+    while (layer->entries[place].kind != FREE)
         place = (place + 1) & layer->mask;
     layer->entries[place] = entry;
 }
 
 static int layer_resize(const struct rf_pages *pages, struct layer *layer, uint64_t places)
 {
-    struct cell_entry *old = layer->entries, *entries = calloc(places, sizeof(struct cell_entry));
+    struct entry *old = layer->entries, *entries = calloc(places, sizeof(struct entry));
     uint64_t old_places = (uint64_t)layer->mask + 1;
     if (!entries)
         return -ENOMEM;
     layer->entries = entries;
     layer->mask = (uint32_t)(places - 1);
     for (uint64_t i = 0; i < old_places; i++)
-        if (old[i].cell)
+        if (old[i].kind != FREE)
             entry_put(pages, layer, old[i]);
     if (old == layer->few)
         memset(layer->few, 0, sizeof(layer->few));
@@ -198,43 +199,67 @@ static int layer_resize(const struct rf_pages *pages, struct layer *layer, uint6
 int layer_reserve(struct rf_pages *pages, struct layer *layer, uint64_t more)
 {
     uint64_t count = layer->count + more, places = (uint64_t)layer->mask + 1;
-    if (count <= FEW_CELLS || count * 2 <= places)
+    if (count <= FEW_ENTRIES || count * 2 <= places)
         return 0;
     while (places < count * 2)
         places *= 2;
     return places > (uint64_t)1 << 31 ? -ENOMEM : layer_resize(pages, layer, places);
 }
 
-uint8_t *layer_add(struct rf_pages *pages, struct layer *layer, uint64_t index)
+/* An entry begins (sign 1) or ends (sign -1) to count. */
+static void entry_count(struct rf_pages *pages, struct layer *layer, const struct entry *entry,
+                        int sign)
 {
-    ENSURE(layer->generation == pages->open && layer->count <= layer->mask);
-    uint8_t *cell = pool_take(&pages->cells);
-    entry_put(pages, layer, (struct cell_entry){index, cell});
-    layer->count++;
-    layer->generation->cells++;
-    pages->dirty_cells++;
-    return cell;
+    bool mark = entry->kind == MARK;
+    layer->count += (uint32_t)sign;
+    layer->marks += mark ? (uint32_t)sign : 0;
+    layer->holes += mark && !entry->address ? (uint32_t)sign : 0;
+    *(mark ? &layer->generation->marks : &layer->generation->cells) += (uint64_t)sign;
+    *(mark ? &pages->marks : &pages->dirty_cells) += (uint64_t)sign;
 }
 
-static void cell_give(struct rf_pages *pages, struct layer *layer, uint8_t *cell)
+static void entry_end(struct rf_pages *pages, struct layer *layer, const struct entry *entry)
 {
-    pool_give(&pages->cells, cell);
-    layer->count--;
-    layer->generation->cells--;
-    pages->dirty_cells--;
+    if (entry->kind == CELL)
+        pool_give(&pages->cells, entry->cell);
+    entry_count(pages, layer, entry, -1);
+}
+
+static void entry_replace(struct rf_pages *pages, struct layer *layer, struct entry entry)
+{
+    ENSURE(layer->generation == pages->open);
+    struct entry *old = entry_find(pages, layer, entry.index);
+    if (old) {
+        entry_end(pages, layer, old);
+        *old = entry;
+    } else {
+        ENSURE(layer->count <= layer->mask);
+        entry_put(pages, layer, entry);
+    }
+    entry_count(pages, layer, &entry, 1);
+}
+
+void layer_put_cell(struct rf_pages *pages, struct layer *layer, uint64_t index, uint8_t *cell)
+{
+    entry_replace(pages, layer, (struct entry){.index = index, .kind = CELL, .cell = cell});
+}
+
+void layer_put_mark(struct rf_pages *pages, struct layer *layer, uint64_t index, uint64_t address)
+{
+    entry_replace(pages, layer, (struct entry){.index = index, .kind = MARK, .address = address});
 }
 
 /* Frees the place and moves back what lies behind it and would no longer be found. */
 static void entry_remove(struct rf_pages *pages, struct layer *layer, uint32_t hole)
 {
-    cell_give(pages, layer, layer->entries[hole].cell);
-    layer->entries[hole] = (struct cell_entry){0};
-    for (uint32_t place = (hole + 1) & layer->mask; layer->entries[place].cell;
+    entry_end(pages, layer, &layer->entries[hole]);
+    layer->entries[hole] = (struct entry){0};
+    for (uint32_t place = (hole + 1) & layer->mask; layer->entries[place].kind != FREE;
          place = (place + 1) & layer->mask) {
         uint32_t home = entry_home(pages, layer, layer->entries[place].index);
         if (((place - home) & layer->mask) >= ((place - hole) & layer->mask)) {
             layer->entries[hole] = layer->entries[place];
-            layer->entries[place] = (struct cell_entry){0};
+            layer->entries[place] = (struct entry){0};
             hole = place;
         }
     }
@@ -244,14 +269,23 @@ static void entry_remove(struct rf_pages *pages, struct layer *layer, uint32_t h
  */
 static void few_cut(struct rf_pages *pages, struct layer *layer, uint64_t first, uint64_t end)
 {
-    struct cell_entry old[FEW_CELLS];
+    struct entry old[FEW_ENTRIES];
     memcpy(old, layer->few, sizeof(old));
     memset(layer->few, 0, sizeof(old));
-    for (int i = 0; i < FEW_CELLS; i++)
-        if (old[i].cell && old[i].index >= first && old[i].index < end)
-            cell_give(pages, layer, old[i].cell);
-        else if (old[i].cell)
+    for (int i = 0; i < FEW_ENTRIES; i++)
+        if (old[i].kind != FREE && old[i].index >= first && old[i].index < end)
+            entry_end(pages, layer, &old[i]);
+        else if (old[i].kind != FREE)
             entry_put(pages, layer, old[i]);
+}
+
+void layer_forget(struct rf_pages *pages, struct layer *layer, uint64_t index)
+{
+    const struct entry *entry = entry_find(pages, layer, index);
+    if (entry && layer->entries == layer->few)
+        few_cut(pages, layer, index, index + 1);
+    else if (entry)
+        entry_remove(pages, layer, (uint32_t)(entry - layer->entries));
 }
 
 void layer_cut(struct rf_pages *pages, struct layer *layer, uint64_t first, uint64_t end)
@@ -264,7 +298,7 @@ void layer_cut(struct rf_pages *pages, struct layer *layer, uint64_t first, uint
     }
     if (end - first <= layer->count) { /* few pages: one by one */
         for (uint64_t index = first; index < end; index++) {
-            struct cell_entry *entry = entry_find(pages, layer, index);
+            struct entry *entry = entry_find(pages, layer, index);
             if (entry)
                 entry_remove(pages, layer, (uint32_t)(entry - layer->entries));
         }
@@ -272,8 +306,8 @@ void layer_cut(struct rf_pages *pages, struct layer *layer, uint64_t first, uint
         /* What moves back to a freed place comes from places not yet seen, or, around the end of
          * the table, from kept ones: looking at the freed place again is enough. */
         for (uint32_t place = 0; place <= layer->mask;) {
-            const struct cell_entry *entry = &layer->entries[place];
-            if (entry->cell && entry->index >= first && entry->index < end)
+            const struct entry *entry = &layer->entries[place];
+            if (entry->kind != FREE && entry->index >= first && entry->index < end)
                 entry_remove(pages, layer, place);
             else
                 place++;
@@ -282,18 +316,27 @@ void layer_cut(struct rf_pages *pages, struct layer *layer, uint64_t first, uint
     if (layer->count == 0) {
         free(layer->entries);
         layer->entries = layer->few;
-        layer->mask = FEW_CELLS - 1;
+        layer->mask = FEW_ENTRIES - 1;
     } else if (layer->mask >= 64 && layer->count * 8 < layer->mask) {
         (void)layer_resize(pages, layer, ((uint64_t)layer->mask + 1) / 4);
     }
 }
 
+uint64_t layer_drain(struct rf_pages *pages, struct layer *layer, uint64_t place, uint64_t places)
+{
+    uint32_t before = layer->count;
+    uint64_t end = place + places <= layer->mask ? place + places : (uint64_t)layer->mask + 1;
+    for (; place < end && layer->count > 0; place++)
+        if (layer->entries[place].kind != FREE) {
+            entry_end(pages, layer, &layer->entries[place]);
+            layer->entries[place] = (struct entry){0};
+        }
+    return before - layer->count;
+}
+
 void layer_end(struct rf_pages *pages, struct layer *layer)
 {
-    if (layer->count > 0)
-        for (uint64_t i = 0; i <= layer->mask; i++)
-            if (layer->entries[i].cell)
-                cell_give(pages, layer, layer->entries[i].cell);
+    (void)layer_drain(pages, layer, 0, (uint64_t)layer->mask + 1);
     ENSURE(layer->count == 0);
     if (layer->entries != layer->few)
         free(layer->entries);

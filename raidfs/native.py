@@ -13,6 +13,7 @@ RAIDFS_KERNEL=NAME in the environment chooses a kernel, `cycle` takes the next o
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, overload
 
@@ -28,6 +29,7 @@ Addresses = npt.NDArray[np.uint64]
 Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
 
 CYCLE = "cycle"
+ALIGNMENT_BYTES = 4096  # what O_DIRECT asks for at most, and the least that a cell has
 SOURCES_MAX = 32
 OUTPUTS_MAX = 16
 
@@ -165,6 +167,34 @@ def encode(matrix: Bytes, data_addresses: Addresses, parity: Bytes, cell_bytes: 
     return crcs
 
 
+def encode_row(matrix: Bytes, data: list[int], cell_bytes: int) -> tuple[Bytes, Checksums]:
+    """As `encode`, of one row. data: the addresses of its k data cells, 0 for an absent one.
+
+    Returns the parity, uint8 (m, cell_bytes), aligned, and uint32 (1, k + m).
+    """
+    m, k = matrix.shape
+    assert matrix.dtype == np.uint8 and 1 <= k <= SOURCES_MAX and m <= OUTPUTS_MAX
+    assert len(data) == k and matrix.flags.c_contiguous
+    parity = aligned((m, cell_bytes))
+    crcs = np.empty((1, k + m), np.uint32)
+    lib.rf_encode(
+        ffi.from_buffer("uint8_t[]", matrix),
+        m,
+        k,
+        ffi.new("uint64_t[]", data),
+        ffi.from_buffer("uint8_t[]", parity),
+        1,
+        cell_bytes,
+        ffi.from_buffer("uint32_t[]", crcs),
+    )
+    return parity, crcs
+
+
+def address_of(buffer: Bytes) -> int:
+    """Where the bytes of a contiguous array lie."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
+
+
 def write_cells(fd: int, offset_bytes: int, addresses: Addresses, cell_bytes: int) -> None:
     """Writes cells from their addresses in memory to contiguous bytes of a file. OSError."""
     assert addresses.dtype == np.uint64 and addresses.ndim == 1 and addresses.all()
@@ -174,6 +204,15 @@ def write_cells(fd: int, offset_bytes: int, addresses: Addresses, cell_bytes: in
     )
     if error:
         raise OSError(error, os.strerror(error))
+
+
+def aligned(shape: tuple[int, ...]) -> Bytes:
+    """A C-contiguous array for cells to be read into or written from, also past the page cache:
+    its address is a multiple of ALIGNMENT_BYTES. Its content is undefined."""
+    nbytes = math.prod(shape)
+    room = np.empty(nbytes + ALIGNMENT_BYTES - 1, np.uint8)
+    start = -address_of(room) % ALIGNMENT_BYTES
+    return room[start : start + nbytes].reshape(shape)
 
 
 def memory(address: int, nbytes: int) -> memoryview:

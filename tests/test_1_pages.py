@@ -1,5 +1,6 @@
 """The promises and edges of raidfs/pages.py, one by one; test_1_pages_model.py walks at random."""
 
+import errno
 import gc
 import os
 import random
@@ -9,10 +10,23 @@ import threading
 import time
 from pathlib import Path
 
+import lane_calls
 import numpy as np
 import pytest
 
-from raidfs.pages import FILE_BYTES_MAX, LEAF_PAGES, Pages
+from raidfs.pages import (
+    FILE_BYTES_MAX,
+    LEAF_PAGES,
+    MARKS_AT_ONCE,
+    PAGE_CELL,
+    PAGE_LEAF,
+    PAGE_SHARED,
+    PAGE_ZERO,
+    SERVE_READS,
+    SERVE_WRITES,
+    BaseNeeded,
+    Pages,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_SIZES = (4096, 8192, 16384, 32768, 65536)
@@ -26,7 +40,7 @@ def bytes_at(address, nbytes):
 
 def resident(size=0, cell=4096, **more):
     pages = Pages(cell, **more)
-    pages.load(5, size, 1, 2)
+    pages.load(5, size, 1, 2, 3)
     return pages
 
 
@@ -53,6 +67,10 @@ def test_a_file_that_is_not_resident_is_a_key_error():
         lambda: pages.read(5, 0, bytearray(1)),
         lambda: pages.truncate(5, 0, 1),
         lambda: pages.missing_tail(5, 0),
+        lambda: pages.punch(5, 0, 1, 1),
+        lambda: pages.share(5, 0, np.ones(1, np.uint64), 1, 1),
+        lambda: pages.map(5, 0, 1),
+        lambda: pages.vouch(5, 1),
     ):
         with pytest.raises(KeyError):
             call()
@@ -61,8 +79,8 @@ def test_a_file_that_is_not_resident_is_a_key_error():
 
 def test_load_leaves_a_resident_file_as_it_is():
     pages = resident(100)
-    pages.load(5, 7, 8, 9)
-    assert pages.attributes(5) == (100, 1, 2)
+    pages.load(5, 7, 8, 9, 10)
+    assert pages.attributes(5) == (100, 1, 2, 3)
 
 
 @pytest.mark.parametrize("cell", [0, 1, 2048, 4095, 5000, 131072, -4096])
@@ -84,12 +102,12 @@ def test_ranges_beyond_the_largest_file_are_refused():
     with pytest.raises(AssertionError):
         pages.truncate(5, FILE_BYTES_MAX + 1, 1)
     with pytest.raises(AssertionError):
-        pages.load(0, 0, 0, 0)
+        pages.load(0, 0, 0, 0, 0)
     with pytest.raises(AssertionError):
-        pages.load(6, FILE_BYTES_MAX + 1, 0, 0)
-    assert pages.attributes(5) == (0, 1, 2)
+        pages.load(6, FILE_BYTES_MAX + 1, 0, 0, 0)
+    assert pages.attributes(5) == (0, 1, 2, 3)
     assert pages.write(5, FILE_BYTES_MAX - 1, b"x", 3) == 1
-    assert pages.attributes(5) == (FILE_BYTES_MAX, 3, 3)
+    assert pages.attributes(5) == (FILE_BYTES_MAX, 3, 3, 3)
 
 
 @pytest.mark.parametrize("cell", CELL_SIZES)
@@ -106,7 +124,7 @@ def test_the_largest_sparse_file(cell):
     pages.truncate(5, FILE_BYTES_MAX, 3)
     assert time.perf_counter() - started < 0.1
     out = bytearray(b"x" * 10)
-    assert pages.read(5, FILE_BYTES_MAX - 10, out).tolist() == []
+    assert not pages.read(5, FILE_BYTES_MAX - 10, out)[0].size
     assert out == bytes(10)
     flush(pages, members)
     assert not members
@@ -129,7 +147,7 @@ def test_rubbish_of_a_base_beyond_the_size_stays_out():
     pages, out = resident(100), bytearray(4096)
     pages.write(5, 200, b"x", 1, {0: b"r" * 4096})
     pages.truncate(5, 4096, 2)
-    assert not pages.read(5, 0, out).size
+    assert not pages.read(5, 0, out)[0].size
     assert out == b"r" * 100 + bytes(100) + b"x" + bytes(4096 - 201)
 
 
@@ -138,7 +156,7 @@ def test_a_hole_cut_in_two_costs_no_cell():
     assert pages.missing_tail(5, 5000) == 1
     assert pages.truncate(5, 5000, 3, bytes(4096)) == 0
     assert pages.missing_tail(5, 5000) is None and pages.missing_tail(5, 9000) is None
-    assert pages.attributes(5) == (5000, 3, 3)
+    assert pages.attributes(5) == (5000, 3, 3, 3)
     sealed = pages.seal()
     assert sealed.sizes.tolist() == [5000]
     assert [a.tolist() for a in pages.sealed_cuts(1)] == [[5], [2]]
@@ -170,8 +188,10 @@ def test_only_the_oldest_sealed_generation_retires():
             pages.retire(wrong)
     for generation in (40, 41, 42):
         assert [a.size for a in pages.sealed_cells(generation)] == [0, 0, 0]
+        assert [a.size for a in pages.sealed_marks(generation)] == [0, 0, 0]
         pages.retire(generation)
-        for call in (pages.retire, pages.sealed_cells, pages.sealed_cuts):
+        calls = (pages.retire, pages.sealed_cells, pages.sealed_marks, pages.sealed_cuts)
+        for call in calls:
             with pytest.raises(AssertionError):
                 call(generation)
     assert pages.generation == 43
@@ -181,12 +201,13 @@ def test_a_seal_reports_attributes_as_of_then():
     pages = resident(10)
     pages.set_times(5, None, None)
     assert not pages.seal().inos.size  # nothing was changed
-    pages.set_times(5, None, 33)
+    pages.set_times(5, None, 33, 34)
     assert not pages.evict(5)
     sealed = pages.seal()
     pages.write(5, 0, b"x" * 20, 44)
     assert (sealed.inos.tolist(), sealed.sizes.tolist()) == ([5], [10])
     assert (sealed.mtimes.tolist(), sealed.ctimes.tolist()) == ([1], [33])
+    assert sealed.atimes.tolist() == [34]
     assert pages.seal().sizes.tolist() == [20]
     for generation in (1, 2, 3):
         pages.retire(generation)
@@ -218,10 +239,10 @@ def test_buffers_of_any_kind():
     for data in (array, array.tobytes(), bytearray(array), memoryview(array.tobytes())):
         pages.truncate(5, 0, 1)
         pages.write(5, 0, data, 1)
-        assert not pages.read(5, 0, out).size
+        assert not pages.read(5, 0, out)[0].size
         assert (out.reshape(-1).view(np.uint32) == array).all()
         out[:] = 0
-    assert not pages.read(5, 4, memoryview(out).cast("B")[3:11]).size
+    assert not pages.read(5, 4, memoryview(out).cast("B")[3:11])[0].size
     assert out.reshape(-1)[3:11].tolist() == [1, 0, 0, 0, 2, 0, 0, 0]
     with pytest.raises((BufferError, TypeError, ValueError)):
         pages.read(5, 0, b"read-only")
@@ -261,7 +282,7 @@ def test_many_files_come_and_go():
     for _ in range(60_000):
         ino = rng.choice((rng.randrange(1, 9000), rng.randrange(2**63, 2**64)))
         if len(files) < 8000 and rng.random() < 0.6:
-            pages.load(ino, ino // 2, 0, 0)
+            pages.load(ino, ino // 2, 0, 0, 0)
             files[ino] = ino // 2
         elif files:
             ino = ino if ino in files or rng.random() < 0.5 else next(iter(files))
@@ -272,6 +293,136 @@ def test_many_files_come_and_go():
     for ino in files:
         assert pages.evict(ino)
     assert pages.statistics().table_bytes < 8192
+
+
+# ---- marks ----
+
+
+def addresses(*numbers):
+    return np.array(numbers, np.uint64)
+
+
+def test_a_page_has_a_cell_or_a_mark():
+    pages = resident(10 * 4096)
+    pages.write(5, 0, b"w" * (3 * 4096), 1)
+    assert pages.punch(5, 1, 1, 2) == -1
+    assert pages.share(5, 2, addresses(77), 0, 3) == -1
+    assert pages.share(5, 4, addresses(78, 0), 0, 4) == 0
+    kinds, shared = pages.map(5, 0, 11)
+    assert kinds.tolist() == [
+        PAGE_CELL,
+        PAGE_ZERO,
+        PAGE_SHARED,
+        PAGE_LEAF,
+        PAGE_SHARED,
+        PAGE_ZERO,
+    ] + [PAGE_LEAF] * 4 + [PAGE_ZERO]
+    assert shared.tolist() == [0, 0, 77, 0, 78] + [0] * 6
+    assert pages.missing(5, 2 * 4096 + 1, 4096).tolist() == [2, 3]
+    with pytest.raises(BaseNeeded):
+        pages.write(5, 2 * 4096 + 1, b"x", 5)
+    pages.write(5, 2 * 4096 + 1, b"x", 5, {2: b"s" * 4096})
+    pages.write(5, 1 * 4096 + 1, b"y", 6)  # a hole needs no base
+    assert (pages.open_cells, pages.statistics().marks) == (3, 2)
+    assert [pages.next_entry(5, at) for at in (0, 3, 5, 6)] == [0, 4, 5, None]
+    pages.seal()
+    assert [a.tolist() for a in pages.sealed_marks(1)] == [[5, 5], [4, 5], [78, 0]]
+    cells = [bytes_at(address, 4096) for address in pages.sealed_cells(1)[2]]
+    assert cells == [b"w" * 4096, b"\0y" + bytes(4094), b"sx" + b"s" * 4094]
+    pages.truncate(5, 4 * 4096 + 9, 7, b"t" * 4096)
+    out = bytearray(5 * 4096)
+    assert [a.tolist() for a in pages.read(5, 0, out)] == [[3], [0]]
+    assert out[4 * 4096 :] == b"t" * 9 + bytes(4087)
+    pages.retire(1)
+    pages.seal()
+    pages.retire(2)
+    assert pages.statistics().marks == 0 and pages.evict(5)
+
+
+def test_marks_of_more_than_the_file_are_refused():
+    pages = resident(10_000)
+    with pytest.raises(AssertionError):
+        pages.share(5, 2, addresses(7, 7), 0, 1)
+    with pytest.raises(AssertionError):
+        pages.share(5, 0, addresses(7), FILE_BYTES_MAX + 1, 1)
+    with pytest.raises(AssertionError):
+        pages.share(5, 2**63, addresses(), 1, 1)
+    assert pages.attributes(5) == (10_000, 1, 2, 3)
+    assert pages.share(5, 2, addresses(7, 7), 12_289, 9) == 0
+    assert pages.attributes(5) == (12_289, 9, 9, 3)
+
+
+def test_a_large_hole():
+    pages = resident(2**30)
+    pages.write(5, MARKS_AT_ONCE * 4096, b"x" * 4096, 1)
+    assert pages.punch(5, 0, 2**18 + 9, 2) == -1
+    assert pages.statistics().marks == 2**18
+    assert pages.next_entry(5, 0) == 0 and pages.next_entry(5, 2**18) is None
+    pages.leaf_put(5, 0, np.zeros(LEAF_PAGES, np.uint64))
+    pages.punch(5, 0, LEAF_PAGES, 3)  # known to be holes: no marks
+    assert pages.statistics().marks == 2**18 - LEAF_PAGES
+
+
+# ---- the lane ----
+
+
+def test_what_the_lane_may_do():
+    pages = resident(4096)
+    assert lane_calls.write(pages, 5, 0, b"x", 1) == -errno.EPERM
+    pages.vouch(5, SERVE_WRITES)
+    assert lane_calls.read(pages, 5, 0, 1, 1)[0] == -errno.EPERM
+    assert lane_calls.write(pages, 5, 0, b"x" * 4096, 1) == -errno.EUSERS
+    pages.allow_files(1)
+    assert lane_calls.write(pages, 5, 0, b"x" * 4096, 1) == -errno.EDQUOT
+    pages.grant(2)
+    assert lane_calls.put(pages, 5, 0, b"x" * 4096, 1) == 1
+    assert lane_calls.put(pages, 5, 0, b"y" * 100, 1) == 0  # has its cell already
+    assert pages.claims() == (1, 1)
+    assert lane_calls.write(pages, 5, 4096, b"z" * 4097, 1) == -errno.EDQUOT
+    assert (pages.take_back(5), pages.take_back(5)) == (1, 0)
+    pages.serve(SERVE_READS)
+    assert lane_calls.put(pages, 5, 0, b"y", 1) == -errno.EPERM
+    pages.vouch(5, SERVE_READS | SERVE_WRITES)
+    result, out, elsewhere = lane_calls.read(pages, 5, 50, 4000, 1)
+    assert (result, out, elsewhere) == (4000, b"y" * 100 + b"x" * 3996, [0])
+    assert pages.attributes(5)[3] == 3  # may not be changed
+    assert lane_calls.put(pages, 5, 1, b"x", 1) == -errno.EINVAL
+    assert lane_calls.write(pages, 5, 0, b"", 1) == -errno.EINVAL
+    pages.seal()
+    pages.retire(1)
+    assert pages.evict(5)
+    pages.load(5, 4096, 1, 2, 3)
+    assert lane_calls.read(pages, 5, 0, 1, 1)[0] == -errno.EPERM  # nobody vouches for it any more
+
+
+def test_the_lane_takes_a_base_only_from_where_the_page_lies():
+    pages = resident(8192)
+    pages.vouch(5, SERVE_READS | SERVE_WRITES)
+    pages.allow_files(1)
+    pages.grant(10)
+    base = b"b" * 4096
+    assert lane_calls.missing(pages, 5, 1, 1) == [(0, None)]
+    assert lane_calls.write(pages, 5, 1, b"x", 1, [(0, base, 0)]) == -errno.EAGAIN
+    leaf = np.zeros(LEAF_PAGES, np.uint64)
+    leaf[0] = 1 << 32
+    pages.leaf_put(5, 0, leaf)
+    assert lane_calls.missing(pages, 5, 1, 4096) == [(0, 1 << 32)]  # page 1 is a hole
+    assert lane_calls.write(pages, 5, 1, b"x" * 4096, 1, [(0, base, 2 << 32)]) == -errno.EAGAIN
+    assert lane_calls.write(pages, 5, 1, b"x" * 4096, 1, [(1, base, 1 << 32)]) == -errno.EAGAIN
+    bases = [(0, base, 1 << 32), (1, base, 1 << 32)]
+    assert lane_calls.write(pages, 5, 1, b"x" * 4096, 1, bases) == 2
+    result, out, elsewhere = lane_calls.read(pages, 5, 0, 8192, 1)
+    assert (result, out, elsewhere) == (8192, b"b" + b"x" * 4096 + bytes(4095), [0, 0])
+
+
+def test_cells_for_the_lane_are_given_back():
+    pages = Pages(4096, pool_bytes_kept=0)
+    cells = lane_calls.take_cells(pages, 2000)
+    assert len({int(lane_calls.ffi.cast("uintptr_t", cell)) for cell in cells}) == 2000
+    assert all(int(lane_calls.ffi.cast("uintptr_t", cell)) % 4096 == 0 for cell in cells)
+    assert pages.dirty_cells == 0 and pages.statistics().cell_pool_bytes >= 2000 * 4096
+    lane_calls.give_cells(pages, cells)
+    assert pages.statistics().cell_pool_bytes <= 2 << 20
 
 
 # ---- leaves ----
@@ -342,7 +493,7 @@ def test_writers_readers_and_a_flusher_at_once():
 
     def write(ino):
         rng, mine = random.Random(ino), bytearray(40 * 4096)
-        pages.load(ino, len(mine), 0, 0)
+        pages.load(ino, len(mine), 0, 0, 0)
         while not stop.is_set():
             index = rng.randrange(40)
             data = bytes([rng.randrange(256)]) * (4096 * rng.choice((1, 2, 3)))
@@ -350,7 +501,7 @@ def test_writers_readers_and_a_flusher_at_once():
             pages.write(ino, index * 4096, data, 1)
             mine[index * 4096 : index * 4096 + len(data)] = data
             out = bytearray(len(mine))
-            for at in pages.read(ino, 0, out).tolist():
+            for at in pages.read(ino, 0, out)[0].tolist():
                 out[at * 4096 : (at + 1) * 4096] = members.get((ino, at), bytes(4096))
             if out != mine:
                 errors.append(ino)
@@ -393,12 +544,33 @@ def test_pages_are_freed_with_the_object():
     assert resident_bytes() < before + (8 << 20)
 
 
+def test_memory_kept_goes_back_when_asked():
+    pages = Pages(4096, pool_bytes_kept=64 << 20)
+    pages.load(5, 0, 1, 2, 3)
+    for keep, left in (
+        (64 << 20, 64 << 20),
+        (10 << 20, 10 << 20),
+        (2**64 - 1, 100 << 20),
+        (0, 2 << 20),
+    ):
+        pages.write(5, 0, bytes(100 << 20), 1)
+        pages.keep(keep)
+        pages.truncate(5, 0, 2)
+        assert left - (2 << 20) <= pages.statistics().cell_pool_bytes <= left + (2 << 20)
+    pages.write(5, 0, bytes(100 << 20), 1)
+    pages.keep(2**40)
+    pages.truncate(5, 0, 2)
+    assert pages.statistics().cell_pool_bytes >= 100 << 20
+    pages.keep(1 << 20)
+    assert pages.statistics().cell_pool_bytes == 2 << 20
+
+
 @pytest.mark.slow
 def test_a_million_files_cost_little_and_leave_nothing():
     pages = Pages(4096)
     before = resident_bytes()
     for ino in range(1, 1_000_001):
-        pages.load(ino, ino, 1, 2)
+        pages.load(ino, ino, 1, 2, 3)
     cost = (resident_bytes() - before) / 1e6
     print(f"a resident clean file: {cost:.0f} bytes")
     assert cost < 200
@@ -415,9 +587,10 @@ def test_a_million_files_cost_little_and_leave_nothing():
 
 
 @pytest.mark.slow
-def test_the_c_test_under_the_thread_sanitizer(tmp_path):
-    """Under the others it runs in `make sanitize`."""
-    sources = [ROOT / "csrc/tests/test_pages.c", *sorted((ROOT / "csrc").glob("pages*.c"))]
+@pytest.mark.parametrize("name", ["test_pages.c", "test_pages_lane.c"])
+def test_the_c_tests_under_the_thread_sanitizer(tmp_path, name):
+    """Under the others they run in `make sanitize`."""
+    sources = [ROOT / "csrc/tests" / name, *sorted((ROOT / "csrc").glob("pages*.c"))]
     program = tmp_path / "test_pages"
     flags = ["-g", "-O1", "-std=gnu11", "-fsanitize=thread", "-fno-sanitize-recover=all"]
     subprocess.run(

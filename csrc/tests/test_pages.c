@@ -1,6 +1,7 @@
 /* test_pages.c: pages under sanitizers: writers, readers and a flusher at once, and the edges.
  *
- * The exact comparison with a model is tests/test_1_pages.py; here the sanitizers look for races
+ * The exact comparison with a model is tests/test_1_pages_model.py, and the lane's calls are in
+ * test_pages_lane.c; here the sanitizers look for races
  * and for cells used after they were given back, and each thread checks what it can know for
  * certain:
  *   - a writer owns its files, so what it reads back, from memory or else from `members`, is what
@@ -53,8 +54,9 @@ static uint64_t stamp_of(const uint64_t *words, uint64_t count)
 static void check_file(uint64_t ino, const uint64_t *stamps, uint64_t size)
 {
     static _Thread_local uint64_t content[PAGES * WORDS];
-    uint64_t elsewhere[PAGES];
-    int64_t count = rf_pages_read(pages, ino, 0, (uint8_t *)content, size, elsewhere, PAGES);
+    uint64_t elsewhere[PAGES], addresses[PAGES];
+    int64_t count =
+        rf_pages_read(pages, ino, 0, (uint8_t *)content, size, elsewhere, addresses, PAGES);
     assert(count >= 0);
     pthread_mutex_lock(&members_mutex);
     for (int64_t i = 0; i < count; i++)
@@ -75,7 +77,7 @@ static void *write_files(void *argument)
     uint64_t *data = malloc(PAGES * CELL);
     assert(data);
     for (uint64_t i = 0; i < FILES; i++)
-        assert(rf_pages_load(pages, writer->first_ino + i, 0, 0, 0) == 1);
+        assert(rf_pages_load(pages, writer->first_ino + i, 0, 0, 0, 0) == 1);
     for (uint64_t round = 1; round <= ROUNDS; round++) {
         uint64_t file = random_next(&state) % FILES, ino = writer->first_ino + file;
         uint64_t first = random_next(&state) % PAGES, count = random_next(&state) % 5 + 1;
@@ -104,7 +106,7 @@ static void *write_files(void *argument)
             break;
         case 2: /* forgotten if nothing needs it; then it comes back as it was */
             if (rf_pages_evict(pages, ino))
-                assert(rf_pages_load(pages, ino, size[file], 0, 0) == 1);
+                assert(rf_pages_load(pages, ino, size[file], 0, 0, 0) == 1);
             check_file(ino, stamps[file], size[file]);
             break;
         case 3: {
@@ -127,8 +129,9 @@ static void *write_files(void *argument)
 /* Copies a sealed generation to the members: cuts, then cells; retires it a little later. */
 static void flush(uint64_t generation)
 {
-    uint64_t cells, cuts;
-    assert(rf_pages_sealed_counts(pages, generation, &cells, &cuts) == 0);
+    uint64_t cells, cuts, marks;
+    assert(rf_pages_sealed_counts(pages, generation, &cells, &cuts, &marks) == 0);
+    assert(marks == 0);
     uint64_t *inos = calloc(cells + cuts + 1, 8), *indexes = calloc(cells + cuts + 1, 8);
     uint64_t *addresses = calloc(cells + 1, 8), *found = calloc(cells + 1, 8);
     assert(inos && indexes && addresses && found);
@@ -159,11 +162,11 @@ static void *seal_and_flush(void *argument)
 {
     (void)argument;
     uint64_t inos[64], sealed = 0, oldest = 1;
-    int64_t sizes[64], mtimes[64], ctimes[64];
+    int64_t sizes[64], mtimes[64], ctimes[64], atimes[64];
     struct rf_pages_statistics statistics;
     while (!atomic_load(&stop) || oldest <= sealed) {
         if (!atomic_load(&stop))
-            assert(rf_pages_seal(pages, 64, inos, sizes, mtimes, ctimes, &sealed) >= 0);
+            assert(rf_pages_seal(pages, 64, inos, sizes, mtimes, ctimes, atimes, &sealed) >= 0);
         while (oldest <= sealed && (sealed - oldest >= 3 || atomic_load(&stop)))
             flush(oldest++);
         rf_pages_statistics(pages, &statistics);
@@ -192,33 +195,38 @@ static void test_threads(void)
 
 static void test_arguments(void)
 {
-    uint64_t index, sealed, cells, cuts, ino;
-    int64_t change, size, mtime, ctime;
+    uint64_t index, sealed, cells, cuts, marks, ino;
+    int64_t change, size, mtime, ctime, atime;
     uint8_t data[CELL] = {1};
     assert(!rf_pages_new(1000, 0, 0, 1) && !rf_pages_new(1 << 17, 0, 0, 1));
     assert(!rf_pages_new(5000, 0, 0, 1));
     rf_pages_free(NULL);
     pages = rf_pages_new(CELL, 0, 0, 9);
     assert(rf_pages_write(pages, 1, 0, data, 1, 1, NULL, 0) == -ENOENT);
-    assert(rf_pages_load(pages, 0, 0, 0, 0) == -EINVAL);
-    assert(rf_pages_load(pages, 1, (uint64_t)1 << 63, 0, 0) == -EINVAL);
-    assert(rf_pages_load(pages, 1, 5000, 0, 0) == 1 && rf_pages_load(pages, 1, 0, 0, 0) == 0);
+    assert(rf_pages_load(pages, 0, 0, 0, 0, 0) == -EINVAL);
+    assert(rf_pages_load(pages, 1, (uint64_t)1 << 63, 0, 0, 0) == -EINVAL);
+    assert(rf_pages_load(pages, 1, 5000, 0, 0, 0) == 1);
+    assert(rf_pages_load(pages, 1, 0, 0, 0, 0) == 0);
     assert(rf_pages_write(pages, 1, INT64_MAX, data, 1, 1, NULL, 0) == -EINVAL);
     assert(rf_pages_write(pages, 1, UINT64_MAX, data, 2, 1, NULL, 0) == -EINVAL);
     assert(rf_pages_write(pages, 1, 1, data, 1, 1, NULL, 0) == -EAGAIN);
     assert(rf_pages_truncate(pages, 1, 100, 1, NULL, &change) == -EAGAIN);
     assert(rf_pages_truncate(pages, 1, (uint64_t)1 << 63, 1, NULL, &change) == -EINVAL);
     assert(rf_pages_missing_tail(pages, 1, 100, &index) == 1 && index == 0);
-    assert(rf_pages_read(pages, 1, 0, data, CELL, &index, 0) == -EINVAL);
+    assert(rf_pages_read(pages, 1, 0, data, CELL, &index, &cells, 0) == -EINVAL);
+    assert(rf_pages_punch(pages, 1, 0, RF_MARKS_AT_ONCE + 1, 1) == -EINVAL);
+    assert(rf_pages_punch(pages, 1, UINT64_MAX, 1, 1) == -EINVAL);
+    assert(rf_pages_share(pages, 1, 1, &index, 2, 0, 1) == -EINVAL);
     assert(rf_pages_open_files(pages) == 0 && rf_pages_dirty_cells(pages) == 0);
     assert(rf_pages_write(pages, 1, INT64_MAX - 1, data, 1, 1, NULL, 0) == 1);
-    assert(rf_pages_seal(pages, 0, &ino, &size, &mtime, &ctime, &sealed) == -EAGAIN);
-    assert(rf_pages_seal(pages, 1, &ino, &size, &mtime, &ctime, &sealed) == 1);
+    assert(rf_pages_seal(pages, 0, &ino, &size, &mtime, &ctime, &atime, &sealed) == -EAGAIN);
+    assert(rf_pages_seal(pages, 1, &ino, &size, &mtime, &ctime, &atime, &sealed) == 1);
     assert(sealed == 9 && ino == 1 && size == INT64_MAX && rf_pages_generation(pages) == 10);
-    assert(rf_pages_sealed_counts(pages, 9, &cells, &cuts) == 0 && cells == 1 && cuts == 0);
-    assert(rf_pages_sealed_counts(pages, 10, &cells, &cuts) == -EINVAL);
+    assert(rf_pages_sealed_counts(pages, 9, &cells, &cuts, &marks) == 0);
+    assert(cells == 1 && cuts == 0 && marks == 0);
+    assert(rf_pages_sealed_counts(pages, 10, &cells, &cuts, &marks) == -EINVAL);
     assert(rf_pages_drop(pages, 0) == -EINVAL && rf_pages_drop(pages, 1) == 0);
-    assert(rf_pages_set_times(pages, 1, NULL, NULL) == -ESTALE);
+    assert(rf_pages_set_times(pages, 1, NULL, NULL, NULL) == -ESTALE);
     assert(rf_pages_retire(pages, 10) == -EINVAL);
     rf_pages_free(pages); /* with a sealed and an open layer still there */
 }

@@ -1,0 +1,190 @@
+/* lane_attributes.c: GETATTR, LOOKUP, FORGET and RELEASE from what Python has told.
+ *
+ *  1. A file whose size and times are in pages has them from there; if it has left them meanwhile,
+ *     only Python can answer.
+ *  2. A name found counts one reference, unless the kernel didn't take the answer.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lane_inner.h"
+
+enum { UNIT_BYTES = 512, NAME_BYTES_MAX = 255 };
+static const int64_t SECOND_NS = 1000000000;
+
+/* ---- attributes ---- */
+
+/* st_blocks, as Inodes._units of fs/inode.py has it. */
+static uint64_t units(const struct rf_inode *inode, uint64_t size, uint64_t cells,
+                      uint64_t cell_bytes)
+{
+    if (size <= inode->inline_bytes_max)
+        return (size + UNIT_BYTES - 1) / UNIT_BYTES;
+    uint64_t most = size / cell_bytes + (size % cell_bytes != 0);
+    return (cells < most ? cells : most) * cell_bytes / UNIT_BYTES;
+}
+
+static void set_time(uint64_t *seconds, uint32_t *nanoseconds, int64_t time_ns)
+{
+    int64_t rest = time_ns % SECOND_NS, whole = time_ns / SECOND_NS;
+    if (rest < 0) {
+        rest += SECOND_NS;
+        whole--;
+    }
+    *seconds = (uint64_t)whole;
+    *nanoseconds = (uint32_t)rest;
+}
+
+/* False: only Python knows the attributes. */
+static bool fill_attributes(struct rf_lane *lane, const struct rf_inode *inode,
+                            struct fuse_attr *out)
+{
+    struct rf_attributes now = {inode->size, inode->mtime_ns, inode->ctime_ns, inode->atime_ns};
+    uint64_t cells = 0, cell_bytes = lane->setup.cell_bytes;
+    if (inode->resident &&
+        rf_pages_lane_attributes(lane->setup.pages, inode->ino, &now, &cells) < 0)
+        return false;
+    if (S_ISDIR(inode->mode))
+        now.size = cell_bytes;
+    *out = (struct fuse_attr){.ino = inode->ino,
+                              .size = now.size,
+                              .mode = inode->mode,
+                              .nlink = inode->nlink,
+                              .uid = inode->uid,
+                              .gid = inode->gid,
+                              .rdev = inode->rdev,
+                              .blksize = (uint32_t)cell_bytes};
+    if (S_ISREG(inode->mode))
+        out->blocks = units(inode, now.size, inode->cells + cells, cell_bytes);
+    set_time(&out->atime, &out->atimensec, now.atime_ns);
+    set_time(&out->mtime, &out->mtimensec, now.mtime_ns);
+    set_time(&out->ctime, &out->ctimensec, now.ctime_ns);
+    return true;
+}
+
+enum outcome serve_getattr(struct worker *worker)
+{
+    struct rf_lane *lane = worker->lane;
+    const struct fuse_in_header *in = header_of(worker->request.head);
+    struct rf_inode inode;
+    struct fuse_attr_out out = {.attr_valid = lane->setup.cache_ns / (uint64_t)SECOND_NS,
+                                .attr_valid_nsec =
+                                    (uint32_t)(lane->setup.cache_ns % (uint64_t)SECOND_NS)};
+    rf_gate_enter(lane->setup.gate);
+    bool found = rf_known_getattr(lane->setup.known, in->nodeid, &inode) == 1 &&
+                 fill_attributes(lane, &inode, &out.attr);
+    if (found)
+        lane_answer_inside(lane, worker->request.way, in->unique, 0, &out, sizeof(out));
+    rf_gate_leave(lane->setup.gate);
+    return found ? DONE : FORWARD;
+}
+
+/* ---- names ---- */
+
+/* Bytes of the name, which is made contiguous; 0: it is none that could be known. */
+static uint32_t name_of(struct worker *worker)
+{
+    struct request *request = &worker->request;
+    const struct fuse_in_header *in = header_of(request->head);
+    if (request->nbytes > sizeof(*in) + NAME_BYTES_MAX + 1 || in->total_extlen > 0)
+        return 0;
+    if (request->nbytes > HEAD_BYTES)
+        memcpy(request->head + HEAD_BYTES, request->cells[0], request->nbytes - HEAD_BYTES);
+    const uint8_t *name = body_of(request->head);
+    uint32_t nbytes = (uint32_t)(request->nbytes - sizeof(*in)) - 1;
+    return memchr(name, 0, nbytes) == NULL && name[nbytes] == 0 ? nbytes : 0;
+}
+
+/* 1: found or known to be missing, and `out` is the answer; 0: ask Python. */
+static int look_up(struct rf_lane *lane, uint64_t parent, const uint8_t *name, uint32_t nbytes,
+                   struct fuse_entry_out *out)
+{
+    struct rf_inode inode;
+    out->entry_valid = lane->setup.cache_ns / (uint64_t)SECOND_NS;
+    out->entry_valid_nsec = (uint32_t)(lane->setup.cache_ns % (uint64_t)SECOND_NS);
+    int found = rf_known_lookup(lane->setup.known, parent, name, nbytes, &inode);
+    if (found <= 0)
+        return found == 0;
+    out->nodeid = inode.ino;
+    out->generation = inode.generation;
+    out->attr_valid = out->entry_valid;
+    out->attr_valid_nsec = out->entry_valid_nsec;
+    if (fill_attributes(lane, &inode, &out->attr))
+        return 1;
+    rf_known_release(lane->setup.known, inode.ino, 1);
+    return 0;
+}
+
+static void tell_unreferenced(struct rf_lane *lane)
+{
+    if (rf_known_any_unreferenced(lane->setup.known))
+        lane_raise(lane);
+}
+
+enum outcome serve_lookup(struct worker *worker)
+{
+    struct rf_lane *lane = worker->lane;
+    const struct fuse_in_header *in = header_of(worker->request.head);
+    uint32_t nbytes = name_of(worker);
+    struct fuse_entry_out out = {0};
+    if (nbytes == 0)
+        return FORWARD;
+    rf_gate_enter(lane->setup.gate);
+    int found = look_up(lane, in->nodeid, body_of(worker->request.head), nbytes, &out);
+    int told =
+        found ? lane_answer_inside(lane, worker->request.way, in->unique, 0, &out, sizeof(out)) : 0;
+    rf_gate_leave(lane->setup.gate);
+    if (told < 0 && out.nodeid)
+        rf_known_release(lane->setup.known, out.nodeid, 1);
+    if (out.nodeid && (told < 0 || !found))
+        tell_unreferenced(lane);
+    return found ? DONE : FORWARD;
+}
+
+/* ---- what the kernel gives back ---- */
+
+enum outcome serve_forget(struct worker *worker)
+{
+    struct rf_lane *lane = worker->lane;
+    const struct fuse_forget_in *forget = body_of(worker->request.head);
+    rf_known_release(lane->setup.known, header_of(worker->request.head)->nodeid, forget->nlookup);
+    tell_unreferenced(lane);
+    return DONE;
+}
+
+/* The pairs follow the count; none lies in two pieces of the request, whose lengths are multiples
+ * of theirs. */
+enum outcome serve_batch_forget(struct worker *worker)
+{
+    struct rf_lane *lane = worker->lane;
+    const struct request *request = &worker->request;
+    const struct fuse_batch_forget_in *batch = body_of(request->head);
+    uint64_t at = sizeof(struct fuse_in_header) + sizeof(*batch);
+    uint64_t most = (request->nbytes - at) / sizeof(struct fuse_forget_one);
+    if (batch->count > most) {
+        count(&tally(lane)->refused, 1);
+        return COUNTED;
+    }
+    for (uint32_t i = 0; i < batch->count; i++, at += sizeof(struct fuse_forget_one)) {
+        struct fuse_forget_one one;
+        uint64_t behind = at - HEAD_BYTES, cell_bytes = lane->setup.cell_bytes;
+        const uint8_t *place = at < HEAD_BYTES
+                                   ? request->head + at
+                                   : request->cells[behind / cell_bytes] + behind % cell_bytes;
+        memcpy(&one, place, sizeof(one));
+        rf_known_release(lane->setup.known, one.nodeid, one.nlookup);
+    }
+    tell_unreferenced(lane);
+    return DONE;
+}
+
+enum outcome serve_release(struct worker *worker)
+{
+    struct rf_lane *lane = worker->lane;
+    const struct fuse_in_header *in = header_of(worker->request.head);
+    if (!carry_released(lane, in->nodeid))
+        return FORWARD;
+    lane_answer(lane, worker->request.way, in->unique, 0, NULL, 0);
+    return DONE;
+}
