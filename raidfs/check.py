@@ -6,7 +6,8 @@ undone) happens in memory. So what is checked is what the next mount would find.
     labels     both copies of each, equal
     metadata   every page of every copy; SQLite's own structure; versions that overlap (promise 6)
     names      entries, link counts, parents, attributes, orphans
-    space      leaves, owners, checksums, zones, slots, live counts: each says what the others say
+    space      leaves, owners, shares, checksums, zones, slots, live counts: each says what the
+               others say. A cell may be in several leaves: that of its owner, and such as share it
     cells      every written cell of every column against its CRC; parity against an encode of its
                row by the reference arithmetic; zeros beyond the ends of files (promise 8)
 
@@ -141,16 +142,27 @@ def _check_labels(assembly: Assembly, report: Report) -> None:
     report.count("members", len(assembly.members))
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A cell that holds the end of a file: of its bytes, those up to `nbytes` are the file's."""
+
+    ino: int
+    column: int
+    row: int
+    nbytes: int
+
+
 @dataclass(slots=True)
 class _Zone:
-    """A zone while its leaves are walked. `file`, `page`: who refers to each data cell."""
+    """A zone while its leaves are walked."""
 
     row: ZoneRow
     map: ZoneMap
     present: npt.NDArray[np.bool_]  # (width, rows below fill)
     owner: U64  # (k, fill): inode by the owner records; 0 where absent
     page: U64  # (k, fill): page index by the owner records
-    live: npt.NDArray[np.bool_]  # (k, fill): a leaf refers to it
+    live: int = 0  # entries of leaves that refer to its cells
+    ends: dict[int, list[_End]] = field(default_factory=dict)  # by row // ROWS_PER_READ
 
 
 class _Checker:
@@ -175,6 +187,7 @@ class _Checker:
         self._xattrs()
         self._zones()
         self._leaves()
+        self._shares()
         self._live_counts()
         if data:
             self._cells()
@@ -318,7 +331,6 @@ class _Checker:
                 np.zeros((code.width, row.fill), dtype=np.bool_),
                 np.zeros((code.k, row.fill), dtype=np.uint64),
                 np.zeros((code.k, row.fill), dtype=np.uint64),
-                np.zeros((code.k, row.fill), dtype=np.bool_),
             )
             self.zones[row.zone] = zone
             self._owners(zone)
@@ -408,7 +420,8 @@ class _Checker:
         self._refer(ino, pages, leaf.addresses[used], where)
 
     def _refer(self, ino: int, pages: U64, addresses: U64, where: str) -> None:
-        """Each address names a present cell that its owner record gives to this page, once."""
+        """Each address names a present cell, which its owner record gives to this page, or which
+        the leaf is recorded to share."""
         numbers = addresses >> np.uint64(32)
         for number in np.unique(numbers).tolist():
             mine = numbers == np.uint64(number)
@@ -421,19 +434,48 @@ class _Checker:
             if (rows >= zone.row.fill).any() or (columns >= zone.map.code.k).any():
                 self.report.add("leaf.cell", f"{where}: a cell beyond what zone {number} holds")
                 continue
-            if zone.live[columns, rows].any() or len(np.unique(addresses[mine])) < len(rows):
-                self.report.add("leaf.shared", f"{where}: a cell of zone {number} is used twice")
-            zone.live[columns, rows] = True
-            right = (zone.owner[columns, rows] == np.uint64(ino)) & zone.present[columns, rows]
-            if not (right & (zone.page[columns, rows] == pages[mine])).all():
+            zone.live += len(rows)
+            if not zone.present[columns, rows].all():
+                self.report.add("leaf.absent", f"{where}: a cell of zone {number} holds no page")
+            self._note_end(zone, ino, pages[mine], columns, rows)
+            own = (zone.owner[columns, rows] == np.uint64(ino)) & (
+                zone.page[columns, rows] == pages[mine]
+            )
+            self.report.count("shared cells", int(len(own) - own.sum()))
+            if not own.all() and not self.meta.shares(number, ino, int(pages[0]) // LEAF_PAGES):
                 self.report.add("leaf.owner", f"{where}: zone {number} says the cell is another's")
+
+    def _note_end(
+        self,
+        zone: _Zone,
+        ino: int,
+        pages: U64,
+        columns: npt.NDArray[np.intp],
+        rows: npt.NDArray[np.intp],
+    ) -> None:
+        """Remember which cell holds the end of the file, if one of these does."""
+        page, nbytes = divmod(self.files[ino][1], self.cell_bytes)
+        if nbytes:
+            for at in np.flatnonzero(pages == np.uint64(page)).tolist():
+                end = _End(ino, int(columns[at]), int(rows[at]), nbytes)
+                zone.ends.setdefault(end.row // ROWS_PER_READ, []).append(end)
+
+    def _shares(self) -> None:
+        """A leaf that is recorded to share cells of a zone refers to some."""
+        for number, ino, leaf_number in self.meta.all_shares():
+            leaf = self.meta.leaf(ino, leaf_number)
+            addresses = leaf.addresses if leaf is not None else None
+            if addresses is None or not (addresses >> np.uint64(32) == np.uint64(number)).any():
+                where = f"leaf {leaf_number} of inode {ino}"
+                self.report.add("share.stale", f"{where} refers to no cell of zone {number}")
+            self.report.count("shares")
 
     def _live_counts(self) -> None:
         for number, zone in self.zones.items():
-            live = int(zone.live.sum())
-            self.report.count("live cells", live)
-            if live != zone.row.live:
-                self.report.add("zone.live", f"zone {number}: live {zone.row.live}, counted {live}")
+            self.report.count("live cells", zone.live)
+            if zone.live != zone.row.live:
+                counted = f"live {zone.row.live}, counted {zone.live}"
+                self.report.add("zone.live", f"zone {number}: {counted}")
 
     # -- cells ------------------------------------------------------------------------------------
 
@@ -506,11 +548,10 @@ class _Checker:
             )
 
     def _file_ends(self, zone: _Zone, row: int, cells: U8, good: npt.NDArray[np.bool_]) -> None:
-        """Bytes beyond the end of a file are zeros in its last cell."""
-        k = zone.map.code.k
-        part = slice(row, row + cells.shape[1])
-        for column, at in np.argwhere(zone.live[:, part] & good[:k]).tolist():
-            ino, page = int(zone.owner[column, row + at]), int(zone.page[column, row + at])
-            rest = self.files[ino][1] - page * self.cell_bytes if ino in self.files else 0
-            if 0 < rest < self.cell_bytes and cells[column, at, rest:].any():
-                self.report.add("cell.end", f"inode {ino}: bytes beyond its end are not zeros")
+        """Bytes beyond the end of a file are zeros in its last cell, whoever else has the cell."""
+        assert row % ROWS_PER_READ == 0
+        for end in zone.ends.get(row // ROWS_PER_READ, ()):
+            at = end.row - row
+            if good[end.column, at] and cells[end.column, at, end.nbytes :].any():
+                text = f"inode {end.ino}: bytes beyond its end are not zeros"
+                self.report.add("cell.end", text)

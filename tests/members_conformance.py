@@ -3,6 +3,7 @@
 A kind comes as a `Maker`: it makes an empty, laid-out member, and opens the same place again.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raidfs import native
+from raidfs.engine import Batch, Engine
 from raidfs.errors import MemberBusy, MemberError
 from raidfs.raid.label import (
     LABEL_BYTES,
@@ -58,7 +61,9 @@ def label_of(member_id=0, kind="directory", path="/somewhere", **changes):
 
 
 def cells(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, CELL), dtype=np.uint8)
+    content = native.aligned((count, CELL))
+    content[:] = np.random.default_rng(seed).integers(0, 256, (count, CELL), dtype=np.uint8)
+    return content
 
 
 def addresses_of(array):
@@ -67,7 +72,7 @@ def addresses_of(array):
 
 
 def read(member, zone, column, slot, row, count):
-    out = np.zeros((count, CELL), np.uint8)
+    out = native.aligned((count, CELL))
     member.column_read(zone, column, slot, row * CELL, out.data.cast("B"))
     return out
 
@@ -163,11 +168,51 @@ class Conformance:
         member.column_create(5, 1, 4, ZONE_BYTES)
         member.column_write(5, 1, 4, CELL, addresses_of(content), CELL)
         for _ in range(2):
-            out = np.zeros_like(content)
+            out = native.aligned(content.shape)
             if member.column_read_cached(5, 1, 4, CELL, out.data.cast("B")):
                 assert (out == content).all()
         member.close()
         assert not member.column_read_cached(5, 1, 4, CELL, out.data.cast("B"))
+
+    def test_a_descriptor_reads_the_column(self, member):
+        content = cells(4)
+        member.column_create(5, 1, 4, ZONE_BYTES)
+        member.column_write(5, 1, 4, CELL, addresses_of(content), CELL)
+        found = member.column_descriptor(5, 1, 4)
+        if found is not None:
+            fd, offset = found
+            assert not os.get_inheritable(fd)
+            again = member.column_descriptor(5, 1, 4)
+            assert again[1] == offset and again[0] != fd
+            os.close(again[0])
+            member.close()
+            out = native.aligned(content.shape)
+            assert os.preadv(fd, [out.data], offset + CELL) == 4 * CELL and (out == content).all()
+            os.close(fd)
+        member.close()
+        assert member.column_descriptor(5, 1, 4) is None
+
+    def test_a_borrowed_column_outlives_the_member(self, member):
+        if not member.lends:
+            return
+        content = cells(40)
+        order = np.random.default_rng(1).permutation(40)
+        member.column_create(5, 1, 4, ZONE_BYTES)
+        found = native.aligned(content.shape)
+        with member.column_borrow(5, 1, 4) as place, contextlib.closing(Engine()) as engine:
+            member.close()
+            batch = Batch()
+            offset = place.offset_bytes + 2 * CELL
+            batch.write_cells(place.fd, offset, addresses_of(content)[order], CELL)
+            batch.sync(place.fd)
+            batch.read(place.fd, offset, found)
+            engine.run_blocking(batch)
+            member.column_confirm(place)
+        assert batch.errors() == {} and (found == content[order]).all()
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(place.fd)
+        with pytest.raises(MemberError, match="closed"), member.column_borrow(5, 1, 4):
+            pass
 
     def test_cells_are_gathered_from_anywhere_in_memory(self, member):
         content = cells(16)

@@ -1,5 +1,9 @@
 """Members of every kind against one suite, and what is particular to each kind."""
 
+import contextlib
+import dataclasses
+import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -24,6 +28,7 @@ from members_conformance import (
 )
 from members_in_memory import MemoryMember
 
+from raidfs import native
 from raidfs.errors import LabelMissing, MemberBusy, MemberError, MemberFull, UsageError
 from raidfs.raid.directory import DirectoryMember, lay_out_directory, remove_layout
 from raidfs.raid.label import write_label
@@ -84,6 +89,58 @@ class TestDevice(Conformance):
             yield raw_maker("device", device)
 
 
+@contextlib.contextmanager
+def ext4(directory):
+    """A filesystem of its own, on a loop device."""
+    mountpoint = directory / "ext4"
+    mountpoint.mkdir()
+    with loop_device(directory / "ext4.backing", 64 << 20) as device:
+        subprocess.run(["mkfs.ext4", "-q", device], check=True)
+        subprocess.run(["mount", device, mountpoint], check=True)
+        try:
+            yield mountpoint
+        finally:
+            subprocess.run(["umount", mountpoint], check=True)
+
+
+def directly(maker):
+    """The same places, used past the page cache."""
+
+    def make():
+        member = maker.make()
+        member.close()
+        return adopted(construct(member.path, read_only=False, lock=True, direct=True))
+
+    def reopen(**options):
+        return maker.reopen(direct=True, **options)
+
+    return dataclasses.replace(maker, make=make, reopen=reopen)
+
+
+class TestDirectoryDirectly(Conformance):
+    @pytest.fixture
+    def maker(self, tmp_path):
+        with ext4(tmp_path) as mountpoint:
+            yield directly(directory_maker(mountpoint / "member"))
+
+
+class TestImageDirectly(Conformance):
+    @pytest.fixture
+    def maker(self, tmp_path):
+        with ext4(tmp_path) as mountpoint:
+            path = mountpoint / "image"
+            path.write_bytes(b"")
+            os.truncate(path, RAW_BYTES)
+            yield directly(raw_maker("image", path))
+
+
+class TestDeviceDirectly(Conformance):
+    @pytest.fixture
+    def maker(self, tmp_path):
+        with loop_device(tmp_path / "backing", RAW_BYTES) as device:
+            yield directly(raw_maker("device", device))
+
+
 class TestInMemory(Conformance):
     """The one that other tests trust."""
 
@@ -91,6 +148,22 @@ class TestInMemory(Conformance):
     def maker(self):
         member = MemoryMember(slots=SLOTS, zone_bytes=ZONE_BYTES)
         return Maker("image", lambda: member, member.again, locks=False, lists_columns=True)
+
+
+@pytest.mark.parametrize("kind", ["directory", "image"])
+def test_columns_in_files_have_descriptors(tmp_path, kind):
+    path = tmp_path / "member"
+    if kind == "image":
+        path.write_bytes(b"")
+        os.truncate(path, RAW_BYTES)
+    maker = directory_maker(path) if kind == "directory" else raw_maker(kind, path)
+    member = maker.make()
+    assert member.column_descriptor(5, 1, 4) is None or kind == "image"
+    member.column_create(5, 1, 4, ZONE_BYTES)
+    fd, offset = member.column_descriptor(5, 1, 4)
+    assert os.fstat(fd).st_size >= offset + ZONE_BYTES
+    os.close(fd)
+    member.close()
 
 
 # directories
@@ -210,6 +283,50 @@ def test_a_directory_without_a_label_is_no_member(tmp_path):
         open_member(str(tmp_path))
     with pytest.raises(LabelMissing, match="not a member"):
         DirectoryMember(str(tmp_path))
+
+
+# past the page cache
+
+
+def test_only_columns_bypass_the_page_cache(tmp_path):
+    with ext4(tmp_path) as mountpoint:
+        member = directly(directory_maker(mountpoint / "member")).make()
+        member.column_create(5, 0, 0, ZONE_BYTES)
+        with member.column_borrow(5, 0, 0) as place:
+            assert fcntl.fcntl(place.fd, fcntl.F_GETFL) & os.O_DIRECT
+        fd, _ = member.column_descriptor(5, 0, 0)
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        os.close(fd)
+        for key in ("label", *MetaFile):
+            with member._files.borrow(key) as fd:
+                assert not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        content = cells(3)
+        shifted = native.aligned((4, CELL)).reshape(-1)[8 : 8 + CELL]
+        with pytest.raises(AssertionError):
+            member.column_read(5, 0, 0, 0, shifted.data)
+        with pytest.raises(AssertionError):
+            member.column_write(5, 0, 0, 0, addresses_of(content) + np.uint64(8), CELL)
+        member.close()
+
+
+def test_a_filesystem_without_direct_io_is_named_before_anything_is_lost(tmp_path):
+    mountpoint = tmp_path / "ramfs"
+    mountpoint.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", mountpoint], check=True)
+    try:
+        lay_out_directory(str(mountpoint)).close()
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(UsageError, match=r"ramfs: .*mount without -o direct, or move") as told:
+            construct(str(mountpoint), read_only=False, lock=True, direct=True)
+        assert told.value.errno == errno.EINVAL
+        image = mountpoint / "image"
+        image.write_bytes(b"")
+        os.truncate(image, RAW_BYTES)
+        with pytest.raises(UsageError, match=r"ramfs/image: .*without -o direct"):
+            construct(str(image), read_only=False, lock=True, direct=True)
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
 
 
 # image files and devices

@@ -109,17 +109,17 @@ def test_the_old_header_is_gone_before_frames_come(rule_c, small_writes):
             load.transaction(3)
         opened.checkpoint()
         opened.mirror.sync_db()
-        sync = opened.mirror._sync
+        sync = opened.members[0].meta_sync
         stop_after = 1 if rule_c else 0  # syncs of the log that take place
 
-        def few(file, **options):
+        def few(file):
             nonlocal stop_after
             if file is MetaFile.DB or stop_after > 0:
                 stop_after -= file is MetaFile.WAL
-                sync(file, **options)
+                sync(file)
 
         load.transaction(20)
-        opened.mirror._sync = few
+        opened.members[0].meta_sync = few
         opened.mirror.sync_wal()
     *_, (image, _) = images(opened.world, {})
     assert len(image.pending[0, WAL]) > 6

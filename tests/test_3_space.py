@@ -51,9 +51,10 @@ class MetaRows:
         self.rows[zone] = (0, 0)
         self.next_zone = zone + 1
 
-    def update_zone(self, zone, fill, live):
-        assert zone in self.rows
-        self.rows[zone] = (fill, live)
+    def update_zones(self, changed):
+        for fill, live, zone in changed:
+            assert zone in self.rows
+            self.rows[zone] = (fill, live)
 
     def delete_zone(self, zone):
         del self.rows[zone]
@@ -74,13 +75,17 @@ class Bench:
         parameters = Parameters(level, count, CELL_BYTES, ZONE_BYTES, 1 << 24, 1 << 24, 1)
         self.meta = MetaRows()
         table = {m.number: m.slots_total for m in self.members}
-        self.space = Space(self.meta, self.array, parameters, table, inline, lambda: self.dirty)
+        self.space = Space(self.meta, self.array, parameters, table, inline, self.claims)
         self.held = []  # reservations of writers
         self.dirty = 0  # cells, in the open epoch and the one being flushed
         self.open = 0
         self.epoch = 1
         self.live = []  # addresses that leaves refer to
         self.pinned = []
+
+    def claims(self):
+        """No credits were granted in advance."""
+        return self.dirty, 0
 
     async def step(self):
         await self.random.choice(
@@ -214,6 +219,68 @@ def test_room_never_falls_below_what_was_granted(level, count):
                 assert len(bench.space.zones) <= len(bench.space.open)
             finally:
                 bench.array.close()
+
+    in_simulated_time(run)
+
+
+def test_a_zone_that_an_epoch_shares_stays_until_it_is_applied():
+    async def run():
+        bench = Bench("5", 3, [4, 4, 4], 0)
+        space = bench.space
+        assert await space.make_room(ZONE_ROWS * 2) and space.take(ZONE_ROWS * 2)
+        bench.held.append(ZONE_ROWS * 2)
+        bench.dirty = bench.open = ZONE_ROWS * 2
+        bench.held.clear()
+        space.give(ZONE_ROWS * 2)
+        await space.prepare(bench.open)
+        (rows,) = space.rows_for(bench.open)
+        zone, number = rows.zone, rows.zone.map.zone
+        cells = np.array([number << 32 | row << 8 for row in range(ZONE_ROWS)], dtype=np.uint64)
+        space.store_zones(space.account(cells, +1), 1)
+        for epoch in (7, 8):
+            space.hold(np.append(cells[:3], np.uint64(0)), epoch)
+            space.hold(cells[2:5], epoch)
+        assert zone.holds == 2
+        space.store_zones(space.account(cells, -1), 6)  # the last one that leaves referred to
+        assert number in space.zones and bench.meta.rows[number] == (ZONE_ROWS, 0)
+        space.store_zones(space.account(cells[:1], +1), 7)
+        space.let_go(7)
+        space.store_zones(space.account(cells[:1], -1), 7)
+        assert number in space.zones
+        space.let_go(8)
+        space.store_zones((), 8)
+        assert number in space.limbo and zone.retired == 8 and not space._held
+        bench.array.close()
+
+    in_simulated_time(run)
+
+
+def test_an_empty_zone_found_at_a_mount_goes_with_the_next_flush():
+    """A crash came while only an epoch that was lost held it."""
+
+    async def run():
+        members = new_members("5", 3)
+        async with mounted(members) as volume:
+            ino = await new_file(volume, b"file")
+            pages = 2 * ZONE_ROWS * volume.store.space.code.k
+            assert await volume.write(ino, 0, bytes(pages * CELL_BYTES)) == pages * CELL_BYTES
+            await volume.fsync(ino)
+            for zone in list(volume.store.space.zones.values()):
+                if zone.live:
+                    zone.holds += 1
+            volume.unlink(ROOT, b"file")
+            await volume.fsync(ROOT)
+            zones = volume.store.space.zones
+            empty = {n for n, z in zones.items() if not z.room_cells and not z.live}
+            assert empty
+        members = reopened(members)
+        checked(members)
+        async with mounted(members) as volume:
+            assert empty <= volume.store.space.zones.keys()
+            await new_file(volume, b"other")
+            await volume.fsync(ROOT)
+            assert not empty & volume.store.space.zones.keys()
+        checked(reopened(members))
 
     in_simulated_time(run)
 

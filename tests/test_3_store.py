@@ -288,7 +288,7 @@ def test_a_read_only_mount_writes_nothing():
         )
         content = bytearray(20 * CELL_BYTES)
         size = len(content)
-        store.pages.load(ino, size, 0, 0)
+        store.pages.load(ino, size, 0, 0, 0)
         assert bytes(await store.read(ino, 0, size)) == b"x" * size
         await store.close()
         assert [member.writes for member in members] == before

@@ -56,6 +56,9 @@ def good():
             await file(b"big", (0, chooser.bytes(40 * CELL_BYTES)), (0, chooser.bytes(50)))
             await file(b"small", (0, b"inline"))
             await file(b"both", (0, b"inline"), (3 * CELL_BYTES, chooser.bytes(CELL_BYTES)))
+            await file(b"copy")
+            places = (NUMBERS[b"big"], 33 * CELL_BYTES, NUMBERS[b"copy"], 0)
+            assert await volume.copy_range(*places, 4 * CELL_BYTES) == 4 * CELL_BYTES
             NUMBERS[b"dir"] = volume.mkdir(ROOT, b"dir", 0o755, ME).ino
             NUMBERS[b"sub"] = volume.mkdir(NUMBERS[b"dir"], b"sub", 0o755, ME).ino
             NUMBERS[b"sym"] = volume.symlink(ROOT, b"sym", b"target", ME).ino
@@ -110,6 +113,16 @@ def set_address(index, value):
         addresses[index] = value(addresses) if callable(value) else value
 
     return change
+
+
+def absent_cell(bench):
+    """A cell that no page fell to, in place of one of the same zone that is shared."""
+    leaf = bench.meta.leaf(NUMBERS[b"copy"], 0)
+    zones = leaf.addresses >> np.uint64(32)
+    for owner in bench.meta.owners(int(zones[3])):
+        if owner.pages % 2:
+            place = owner.zone << 32 | (owner.row + owner.rows - 1) << 8 | 1
+    bench.leaf(b"copy", set_address(3, place))
 
 
 def swap(addresses):
@@ -229,8 +242,9 @@ SABOTAGE = {
     "leaf.both": leaf(b"both", set_address(0, lambda a: a[3])),
     "leaf.zone": leaf(b"big", set_address(4, 999 << 32)),
     "leaf.cell": leaf(b"big", set_address(4, lambda a: a[4] | np.uint64(0xFFFF << 8))),
-    "leaf.shared": leaf(b"big", set_address(4, lambda a: a[5])),
+    "leaf.absent": absent_cell,
     "leaf.owner": leaf(b"big", swap),
+    "share.stale": sql("UPDATE share SET number = 7"),
     "cell.damaged": spoil_cell,
     "cell.end": sql(f"UPDATE inode SET size = {40 * CELL_BYTES - 99} WHERE ino = {{big}}"),
     "row.parity": wrong_parity,
@@ -301,9 +315,10 @@ def test_a_good_volume_has_nothing_to_find(good):
     report = check(good)
     assert report.clean and not report.notes and report.cut_short == 0
     counts = report.counts
-    assert (counts["members"], counts["inodes"], counts["names"]) == (3, 7, 7)
-    assert counts["live cells"] == 41 and counts["cells"] > counts["live cells"] * 3 // 2
-    assert counts["zones"] >= 2 and counts["leaves"] == 3
+    assert (counts["members"], counts["inodes"], counts["names"]) == (3, 8, 8)
+    assert (counts["live cells"], counts["shared cells"], counts["shares"]) == (45, 4, 1)
+    assert counts["cells"] > 41 * 3 // 2  # four of the 45 are there once
+    assert counts["zones"] >= 2 and counts["leaves"] == 4
 
 
 def test_beyond_repair_is_said(good):

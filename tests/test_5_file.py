@@ -1,8 +1,10 @@
 """Content of files: sparse, overlapping, concurrent, across cuts and mounts, a full volume."""
 
 import errno
+import os
 import random
 
+import lane_calls
 import pytest
 import trio
 from checking import run_check
@@ -10,6 +12,7 @@ from volumes import ALICE, ROOT, content, forget_all, make_members, mounted
 
 from raidfs.errors import FsError, OutOfSpace
 from raidfs.fs.attributes import Changes
+from raidfs.pages import SERVE_READS, SERVE_WRITES
 
 FILE = 0o100644
 
@@ -213,3 +216,53 @@ async def test_a_full_volume_says_so_and_recovers(tmp_path):
     async with mounted(paths) as volume:
         assert await content(volume, file) == b"y" * (1 << 20)
         assert await content(volume, files[1]) == b"x" * 5
+
+
+# -- beside the lane ------------------------------------------------------------------------------
+
+
+def lane_write_once(volume, monkeypatch, ino, offset, data):
+    """A thread of the lane writes when a change is about to begin, after its bases were read."""
+    store, done = volume.store, []
+    change = volume.inodes.change_alone
+
+    def change_alone(inode, freeing=False):
+        change(inode, freeing)
+        if inode.ino == ino and not done:
+            store.pages.vouch(ino, SERVE_READS | SERVE_WRITES)
+            done.append(lane_calls.write(store.pages, ino, offset, data, volume.clock()))
+
+    monkeypatch.setattr(volume.inodes, "change_alone", change_alone)
+    return done
+
+
+@pytest.mark.trio
+async def test_the_lane_extends_a_file_that_is_being_written(tmp_path, monkeypatch):
+    """The write covered the whole file when it looked, and needs old content a moment later."""
+    async with mounted(make_members(tmp_path)) as volume:
+        file = volume.create(1, b"file", 0o644, os.O_RDWR, ROOT).ino
+        await volume.write(file, 0, b"a" * 6000)
+        await volume.fsync(file)
+        assert volume.store.lane_wants() > 0
+        done = lane_write_once(volume, monkeypatch, file, 3 * 4096, b"l" * 4096)
+        assert await volume.write(file, 4096, b"p" * 1904) == 1904
+        assert done == [1]
+        expected = b"a" * 4096 + b"p" * 1904 + bytes(3 * 4096 - 6000) + b"l" * 4096
+        assert await content(volume, file) == expected
+
+
+@pytest.mark.trio
+async def test_the_lane_extends_a_file_that_is_being_truncated(tmp_path, monkeypatch):
+    """It was to grow; now its end is cut off within a page that lies on members."""
+    async with mounted(make_members(tmp_path)) as volume:
+        file = volume.create(1, b"file", 0o644, os.O_RDWR, ROOT).ino
+        await volume.write(file, 0, b"a" * 6000)
+        await volume.fsync(file)
+        assert volume.store.lane_wants() > 0
+        done = lane_write_once(volume, monkeypatch, file, 3 * 4096, b"l" * 4096)
+        monkeypatch.setattr(volume.store.pages, "vouch", lambda ino, flags: None)
+        volume.store.pages.__class__.vouch(volume.store.pages, file, SERVE_WRITES)
+        told = await volume.setattr(file, Changes(size=8000), ROOT)
+        assert done == [1] and told.size == 8000
+        assert await content(volume, file) == b"a" * 6000 + bytes(2000)
+        monkeypatch.undo()

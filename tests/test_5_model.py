@@ -7,6 +7,7 @@ is not older than the last fsync. Each run ends in a check of the members.
 
 import copy
 import errno
+import os
 import random
 import shutil
 import stat
@@ -28,7 +29,8 @@ from hypothesis.stateful import (
 from volumes import ROOT, Clock, make_members, open_store
 
 from raidfs.errors import RaidfsError
-from raidfs.fs.attributes import RENAME_EXCHANGE, RENAME_NOREPLACE, Changes
+from raidfs.fs.attributes import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Changes
+from raidfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from raidfs.fs.volume import Volume
 
 PAGE = 4096
@@ -48,6 +50,7 @@ class Thing:
         self.nlink = 2 if kind == stat.S_IFDIR else 1
         self.children, self.xattrs, self.pages = {}, {}, {}
         self.size, self.target = 0, None
+        self.linkable = False
         self.opens, self.refs = 0, 0
 
     @property
@@ -69,6 +72,11 @@ class Thing:
             page = self.pages.setdefault(position // PAGE, bytearray(PAGE))
             page[position % PAGE] = byte
         self.size = max(self.size, offset + len(data))
+
+    def clear(self, offset, length):
+        length = min(length, self.size - offset)
+        if length > 0:
+            self.write(offset, bytes(length))
 
     def truncate(self, size):
         if size < self.size:
@@ -122,12 +130,21 @@ class Model:
         self.things.append(thing)
         return thing
 
+    def make_unnamed(self, parent):
+        if self.directory(parent).nlink == 0:
+            refuse(errno.ENOENT)
+        thing = Thing(stat.S_IFREG, 0o644, parent)
+        thing.nlink, thing.refs, thing.opens, thing.linkable = 0, 1, 1, True
+        self.things.append(thing)
+        return thing
+
     def link(self, thing, parent, name):
         self.vacant(parent, name)
         if thing.is_directory:
             refuse(errno.EPERM)
-        if thing.nlink == 0:
+        if thing.nlink == 0 and not (thing.linkable and thing.opens):
             refuse(errno.ENOENT)
+        thing.linkable = False
         parent.children[name] = thing
         thing.nlink += 1
         thing.refs += 1
@@ -311,6 +328,7 @@ OFFSETS = st.one_of(
     st.sampled_from([2**20, 2**40, 2**62]).flatmap(lambda at: st.integers(at - 5000, at + 5000)),
 )
 LENGTHS = st.one_of(st.integers(0, 100), st.sampled_from([PAGE, 2 * PAGE, 9000]))
+MODES = st.sampled_from([0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE])
 XATTRS = st.sampled_from([b"user.x", b"user.y", b"trusted.z"])
 
 
@@ -452,6 +470,76 @@ class VolumeMachine(RuleBasedStateMachine):
             thing.truncate(size)
 
         self.both(model, self.volume.setattr, thing.ino, Changes(size=size), ROOT)
+
+    @rule(thing=ANY, offset=OFFSETS, length=LENGTHS, mode=MODES)
+    def fallocate(self, thing, offset, length, mode):
+        thing = self.pick_file(thing)
+
+        def model():
+            if not length:
+                refuse(errno.EINVAL)
+            if thing.kind != stat.S_IFREG:
+                refuse(errno.EISDIR if thing.is_directory else errno.ENODEV)
+            if mode & (PUNCH_HOLE | ZERO_RANGE):
+                thing.clear(offset, length)
+            if not mode & KEEP_SIZE:
+                thing.size = max(thing.size, offset + length)
+
+        self.both(model, self.volume.fallocate, thing.ino, offset, length, mode)
+
+    @rule(one=ANY, start=OFFSETS, other=ANY, there=OFFSETS, length=LENGTHS, same=st.booleans())
+    def copy_range(self, one, start, other, there, length, same):
+        """One piece, however large it is; mostly of pages that can be shared."""
+        one, other = self.pick_file(one), self.pick_file(other)
+        if same:
+            start %= one.size + 1
+            start, there = start // PAGE * PAGE, there // PAGE * PAGE
+        count = max(0, min(length, one.size - start))
+
+        def model():
+            for thing in (one, other):
+                self.model.check_file(thing)
+            if one is other and count and abs(start - there) < count:
+                refuse(errno.EINVAL)
+
+        places = one.ino, start, other.ino, there, length
+        _, got = self.both(model, self.volume.copy_range, *places)
+        if got is not None:
+            assert (0 < got <= count) if count else got == 0
+            if got:
+                other.write(there, one.read(start, got))
+
+    @rule(parent=ANY)
+    def tmpfile(self, parent):
+        parent = self.pick_directory(parent)
+        real = self.volume.tmpfile, parent.ino, 0o644, os.O_RDWR, Caller(0, 0)
+        thing, got = self.both(lambda: self.model.make_unnamed(parent), *real)
+        if thing is not None:
+            thing.ino = got.ino
+
+    @rule(thing=ANY, offset=OFFSETS)
+    def seek(self, thing, offset):
+        """What is told to be a hole is zeros; data or a hole begins right there."""
+        thing = self.pick(thing, stat.S_IFREG)
+        if thing.kind != stat.S_IFREG:
+            return
+
+        def model():
+            if offset >= thing.size:
+                refuse(errno.ENXIO)
+
+        _, hole = self.both(model, self.volume.seek, thing.ino, offset, os.SEEK_HOLE)
+        if hole is None:
+            return
+        try:
+            data = self.mount.call(self.volume.seek, thing.ino, offset, os.SEEK_DATA)
+        except RaidfsError as error:
+            assert error.errno == errno.ENXIO
+            data = thing.size
+        assert offset <= hole <= thing.size and offset in (hole, data)
+        for index in thing.pages:
+            if offset <= index * PAGE < data:
+                assert not any(thing.read(index * PAGE, min(PAGE, data - index * PAGE)))
 
     @rule(thing=ANY, offset=OFFSETS, length=LENGTHS)
     def read(self, thing, offset, length):

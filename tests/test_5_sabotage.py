@@ -1,7 +1,7 @@
 """Would the crash test notice? Each of these takes one promise's keeper away, and it must fail.
 
 Promise 2: bursts aren't synced. Promise 4: the log isn't synced, or nothing is undone. Promise 3:
-zones are erased before the commit that emptied them is durable.
+zones are erased before the commit that emptied them is durable, or although a copy refers to them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from simulated import SimulatedMember
 from test_5_crash import base_seed, record, record_failing, verify
 
+from raidfs.pages import Pages
 from raidfs.raid.assembly import Assembly
+from raidfs.raid.member import MetaFile
 from raidfs.store import burst
+from raidfs.store.flush import Flush
 from raidfs.store.meta import Meta
-from raidfs.store.mirror import MetaFile, Mirror
 from raidfs.store.space import Space
 
 
@@ -23,13 +26,13 @@ def no_burst_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_log_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Mirror._sync
+    real = SimulatedMember.meta_sync
 
-    def sync(self: Mirror, file: MetaFile, **options: Any) -> None:
+    def sync(self: SimulatedMember, file: MetaFile) -> None:
         if file is not MetaFile.WAL:
-            real(self, file, **options)
+            real(self, file)
 
-    monkeypatch.setattr(Mirror, "_sync", sync)
+    monkeypatch.setattr(SimulatedMember, "meta_sync", sync)
 
 
 def no_undo(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +62,31 @@ def crash_everywhere(seed: int) -> None:
 def test_the_crash_test_notices(sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage(monkeypatch)
     with pytest.raises(AssertionError):
+        for seed in range(base_seed(), base_seed() + 5):
+            crash_everywhere(seed)
+
+
+def copies_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is shared has one reference fewer than leaves that name it."""
+    monkeypatch.setattr(Flush, "_count_shared", lambda self: None)
+
+
+def holes_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Pages.sealed_marks
+
+    def sealed_marks(self: Pages, generation: int) -> Any:
+        marks = real(self, generation)
+        return tuple(column[marks[2] != 0] for column in marks)
+
+    monkeypatch.setattr(Pages, "sealed_marks", sealed_marks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", [copies_not_counted, holes_not_applied])
+def test_the_crash_test_notices_wrong_marks(sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it finds after a crash, or because the volume failed before that."""
+    sabotage(monkeypatch)
+    with pytest.raises((AssertionError, ExceptionGroup)):
         for seed in range(base_seed(), base_seed() + 5):
             crash_everywhere(seed)
 

@@ -48,17 +48,21 @@ def make_members(directory, count=3, level="5", size_bytes=48 << 20, **options):
     return names
 
 
-async def open_store(paths, *, read_only=False, clock=None, **options):
+async def open_store(paths, *, read_only=False, direct=False, clock=None, **options):
     """The store over members that were made before, its flusher not running."""
-    assembly = Assembly.open(paths[0], read_only=read_only)
+    assembly = Assembly.open(paths[0], read_only=read_only, direct=direct)
     options = {"interval_s": 3600.0, **options}
     return await Store.open(assembly, read_only=read_only, clock=clock or Clock(), **options)
 
 
 @asynccontextmanager
-async def mounted(paths, *, read_only=False, clock=None, store_options=None, **options):
+async def mounted(
+    paths, *, read_only=False, direct=False, clock=None, store_options=None, **options
+):
     """A Volume over existing members, its flusher running; clean end on exit."""
-    store = await open_store(paths, read_only=read_only, clock=clock, **(store_options or {}))
+    store = await open_store(
+        paths, read_only=read_only, direct=direct, clock=clock, **(store_options or {})
+    )
     volume = Volume(store, **options)
     if not read_only:
         volume.reap_orphans()

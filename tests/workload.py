@@ -14,9 +14,11 @@ from typing import Any
 
 from raidfs.errors import FsError
 from raidfs.fs.attributes import Caller, Changes
+from raidfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from raidfs.fs.volume import Volume
 
 ROOT = 1
+PUNCH = PUNCH_HOLE | KEEP_SIZE
 ME = Caller(uid=0, gid=0, pid=1, umask=0o022)
 Tree = dict[str, tuple[Any, ...]]
 
@@ -132,6 +134,7 @@ class Workload:
         """One operation; returns its name. Refusals that the model foresees are checked too."""
         names = ("create", "write", "write", "write", "truncate", "rename", "unlink", "mkdir")
         more = ("rmdir", "symlink", "link", "setxattr", "chmod", "overwrite", "unlink")
+        more += ("copy",) * 5 + ("allocate",) * 3 + ("tmpfile",)
         name = self.random.choice(names + more)
         await getattr(self, f"_{name}")()
         return name
@@ -155,11 +158,15 @@ class Workload:
         ino = self._ino(path)
         self.volume.open(ino, 1)
         await self.volume.write(ino, offset, data)
+        self._patch(number, offset, data)
+        self.volume.release(ino)
+
+    def _patch(self, number: int, offset: int, data: bytes) -> None:
+        """Write to a file of the model."""
         file = self.model.files[number]
         content = file.content.ljust(offset, b"\0")
         content = content[:offset] + data + content[offset + len(data) :]
         self.model.files[number] = replace(file, content=content)
-        self.volume.release(ino)
 
     async def _write(self) -> None:
         path = self._pick("file")
@@ -187,6 +194,71 @@ class Workload:
             await self.volume.setattr(self._ino(path), Changes(size=size), ME)
             content = file.content[:size].ljust(size, b"\0")
             self.model.files[number] = replace(file, content=content)
+
+    async def _allocate(self) -> None:
+        """Holes, zeros, or a larger size; few enough pages to be done at once."""
+        path = self._pick("file")
+        if path is None:
+            return
+        number = self.model.names[path]
+        content = self.model.files[number].content
+        mode = self.random.choice((KEEP_SIZE, 0, PUNCH, PUNCH, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE))
+        start = self._somewhere(len(content))
+        end = start + self.random.choice((1, 3000, 4096, 8192, 50_000))
+        if end > 300_000:
+            return
+        await self.volume.fallocate(self._ino(path), start, end - start, mode)
+        if mode & (PUNCH_HOLE | ZERO_RANGE):
+            zeros = bytes(max(0, min(end, len(content)) - start))
+            content = content[:start] + zeros + content[start + len(zeros) :]
+        if not mode & KEEP_SIZE:
+            content = content.ljust(end, b"\0")
+        self.model.files[number] = replace(self.model.files[number], content=content)
+
+    def _content(self, path: str) -> bytes:
+        return self.model.files[self.model.names[path]].content
+
+    def _somewhere(self, size: int) -> int:
+        """An offset, mostly at a page's border and within the size."""
+        offset = self.random.randrange(size + 5000)
+        return offset if self.random.random() < 0.3 else offset // 4096 * 4096
+
+    async def _copy(self) -> None:
+        """All of a file or a part of it, to another or to the same, piece by piece: a cut may come
+        between two pieces, and the model is as far as the volume then."""
+        source, target = self._pick("file"), self._pick("file")
+        another = self._pick("file")
+        if source is None or another is None or target is None:
+            return
+        source = max(source, another, key=lambda path: len(self._content(path)))  # has whole pages
+        old, new = self.model.names[source], self.model.names[target]
+        whole = self.random.random() < 0.5
+        start = 0 if whole else self._somewhere(len(self.model.files[old].content))
+        there = 0 if whole else self._somewhere(len(self.model.files[new].content))
+        want = self.model.files[old].content[start:]
+        want = want[: self.random.choice((5000, 4096, 8192, 1 << 20))]
+        if there + len(want) > 300_000 or (old == new and abs(start - there) < len(want)):
+            return
+        inos, done = (self._ino(source), self._ino(target)), 0
+        while done < len(want):
+            places = (inos[0], start + done, inos[1], there + done, len(want) - done)
+            got = await self.volume.copy_range(*places)
+            assert got > 0
+            self._patch(new, there + done, want[done : done + got])
+            done += got
+
+    async def _tmpfile(self) -> None:
+        """A file that gets its name, if any, when its content is there."""
+        path = self._new_path()
+        parent, name = self._split(path)
+        ino = self.volume.tmpfile(parent, 0o644, 2, ME).ino
+        content = self.random.randbytes(self._length())
+        await self.volume.write(ino, 0, content)
+        if path not in self.model.names:
+            self.volume.forget(self.volume.link(ino, parent, name).ino)
+            self.model.add(path, File("file", 0o644, content))
+        self.volume.forget(ino)
+        self.volume.release(ino)
 
     async def _chmod(self) -> None:
         path = self._pick("file", "directory")

@@ -2,7 +2,9 @@
 
 A write covers some pages only in part; what it needs of their old content is fetched first, and in
 one synchronous piece at the end everything changes. What was fetched may be out of date by then
-(another writer, a flush), so the piece begins by asking again and fetches again if need be.
+(another writer, a flush), so the piece begins by asking again and fetches again if need be. The
+lane's threads write even within the piece: if then more is needed of old content, `Pages` refuses
+to change anything (BaseNeeded), and the piece is tried again.
 
  1. A write or truncate is atomic: any other operation sees all or nothing of it, and so does a cut.
  2. Room for a write is granted before it changes anything (promise 10 of docs/ARCHITECTURE.md).
@@ -10,14 +12,19 @@ one synchronous piece at the end everything changes. What was fetched may be out
     one reads as zeros.
  4. Every byte lies below 2^63 - 1 (EFBIG).
  5. A read changes atime only if that was not after the last change or is a day old ("relatime").
+ 6. The lane writes to no file that has privileges to lose: it is vouched for when opened, and no
+    longer while mode, owner or xattrs change.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ..errors import FsError, RaidfsError
+from ..pages import NO_ATIME, SERVE_READS, SERVE_WRITES, BaseNeeded
 from .attributes import FILE_BYTES_MAX
 from .inode import Inode, Inodes
 from .xattr import Xattrs
@@ -49,7 +56,7 @@ class Files:
         self.open_inode(inode)
         if flags & os.O_TRUNC and inode.is_file:
             try:
-                self._change(inode, kill_privileges)
+                self.change(inode, kill_privileges)
             except BaseException:
                 self.inodes.close(inode)
                 raise
@@ -60,6 +67,30 @@ class Files:
         self.inodes.open(inode)
         if inode.is_file:
             self.inodes.make_resident(inode)
+            self.vouch(inode)
+
+    def vouch(self, inode: Inode) -> None:
+        """Tell the lane's threads what they may do with a resident file without asking. A write
+        that takes privileges away changes more than content, so it is not among that."""
+        flags = SERVE_READS
+        if self.noatime:
+            flags |= NO_ATIME
+        if self.xattrs.privileges(inode, kill=True) is None:
+            flags |= SERVE_WRITES
+        self.pages.vouch(inode.ino, flags)
+
+    @contextmanager
+    def unvouched(self, ino: int) -> Iterator[None]:
+        """Around a change that may give a file privileges: nobody writes past it meanwhile."""
+        inode = self.inodes.get(ino)
+        if not inode.resident:
+            yield
+            return
+        self.pages.vouch(ino, 0)
+        try:
+            yield
+        finally:
+            self.vouch(inode)
 
     def release(self, ino: int) -> None:
         """The counterpart of each `open` (and opendir)."""
@@ -72,7 +103,7 @@ class Files:
         if offset < 0 or nbytes < 0:
             raise FsError(errno.EINVAL)
         with self.inodes.held(ino) as inode:
-            self._check_file(inode)
+            self.check_file(inode)
             self.inodes.make_resident(inode)
             if nbytes:
                 self.accessed(inode)
@@ -85,16 +116,14 @@ class Files:
         if self.noatime:
             return
         now_ns = self.inodes.clock()
-        atime_ns = inode.row.atime_ns
-        _, mtime_ns, ctime_ns = self.inodes.size_and_times(inode)
+        _, mtime_ns, ctime_ns, atime_ns = self.inodes.size_and_times(inode)
         if mtime_ns < atime_ns and ctime_ns < atime_ns and now_ns - atime_ns < DAY_NS:
             return
         try:
-            with self.inodes.change(inode):
-                pass
+            self.inodes.change_alone(inode)
         except RaidfsError:
             return  # no room, or read-only: nobody is owed an atime
-        inode.row.atime_ns = now_ns
+        self.inodes.stamp(inode, None, None, now_ns)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -110,7 +139,7 @@ class Files:
             raise FsError(errno.EFBIG)
         content = content[: FILE_BYTES_MAX - offset]
         with self.inodes.held(ino) as inode:
-            self._check_file(inode)
+            self.check_file(inode)
             self.store.writable()
             self.inodes.make_resident(inode)
             room = (self.store.dirty_cells_max - 1) * self.store.cell_bytes
@@ -134,19 +163,27 @@ class Files:
         cells = (offset + len(piece) - 1) // cell_bytes - offset // cell_bytes + 1
         await self.store.reserve(cells)
         try:
-            bases = await self._bases(inode, offset, len(piece))
-            # No await from here on: the write happens at once.
-            self._change(inode, kill_privileges)
-            self.pages.write(ino, offset, piece, self.inodes.clock(), bases)
+            while True:
+                bases = await self.bases(inode, (offset, offset + len(piece)))
+                # No await from here on: the write happens at once.
+                self.change(inode, kill_privileges)
+                with suppress(BaseNeeded):
+                    self.pages.write(ino, offset, piece, self.inodes.clock(), bases)
+                    break
         finally:
             self.store.release(cells)  # what became dirty is counted as such from here on
 
-    async def _bases(self, inode: Inode, offset: int, nbytes: int) -> dict[int, bytes]:
-        """Old content of the pages that a write covers in part, true at the moment of return."""
+    async def bases(self, inode: Inode, *ranges: tuple[int, int]) -> dict[int, bytes]:
+        """Old content of the pages that writes to [start, end) cover in part, true at the moment of
+        return."""
         ino = inode.ino
         known: dict[int, tuple[object, bytes]] = {}
         while True:
-            missing = self.pages.missing(ino, offset, nbytes).tolist()
+            missing = [
+                page
+                for start, end in ranges
+                for page in self.pages.missing(ino, start, end - start).tolist()
+            ]
             stale = [
                 page
                 for page in missing
@@ -157,19 +194,26 @@ class Files:
             for page in stale:
                 known[page] = await self.store.base(ino, page)
 
-    def _change(self, inode: Inode, kill_privileges: bool) -> None:
+    def change(self, inode: Inode, kill_privileges: bool) -> None:
         """What changing a file's content changes in its inode, besides size and times."""
         lost = self.xattrs.privileges(inode, kill_privileges)
         if lost is None and inode.dirty:
             self.store.writable()
             return  # its version is of this epoch already
         mode, xattrs = lost if lost is not None else (inode.row.mode, {})
+        if not xattrs:
+            self.inodes.change_alone(inode)
+            inode.row.mode = mode
+            if lost is not None:
+                self.vouch(inode)
+            return
         with self.inodes.change(inode) as epoch:
             difference = self.xattrs.write(epoch, inode, xattrs)
         inode.row.mode = mode
         inode.row.xattrs += difference
-        if xattrs:
-            inode.capability = None
+        inode.capability = None
+        if lost is not None:
+            self.vouch(inode)
 
     # -- truncating -------------------------------------------------------------------------------
 
@@ -187,14 +231,14 @@ class Files:
 
     def check_size(self, inode: Inode, size: int) -> None:
         """Raise for a truncate that can't be."""
-        self._check_file(inode)
+        self.check_file(inode)
         if size < 0:
             raise FsError(errno.EINVAL)
         if size > FILE_BYTES_MAX:
             raise FsError(errno.EFBIG)
 
     @staticmethod
-    def _check_file(inode: Inode) -> None:
+    def check_file(inode: Inode) -> None:
         if inode.is_directory:
             raise FsError(errno.EISDIR)
         if not inode.is_file:

@@ -13,28 +13,33 @@ Every operation that changes something follows one skeleton:
         meta...(e, ...)                       all of it, or, when a statement fails, none of it
     inode.row.nlink += 1; inodes.stamp(...)   rows in memory: can't fail, saved by the cut
 
- 1. The version of an inode splits before the first change of an epoch to it, its names or its
-    xattrs reaches the metadata (so the versions name all there is to undo), and while failing is
-    still possible: a cut only updates rows in place.
+    inodes.change_alone(inode)                or so, where neither names nor xattrs change
+
+ 1. The version of an inode splits before the first change of an epoch to its names or its xattrs
+    reaches the metadata (so the versions name all there is to undo). Room for a version is taken
+    while failing is still possible: a cut can't be refused.
  2. What `save_dirty` writes at a cut is every change told before it, O(changed inodes).
- 3. Size, mtime and ctime of a resident file belong to `Pages`; of all others to the row.
+ 3. Size and times (but btime) of a resident file belong to `Pages`; of all others to the row.
  4. Memory: `cached_max` inodes that nobody needs, those pinned, and below 8 bytes for each that
     the kernel refers to (where inode numbers lie close together).
  5. Inode numbers are never used twice.
+ 6. What `Known` tells the kernel of an inode is true: `change` and whatever else changes what
+    stat(2) tells takes it back first, and `told` alone puts it there.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
-from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import FsError, RaidfsError
+from ..known import Known
 from ..store.tables import INLINE_BYTES_MAX
 from .attributes import Attributes
 
@@ -50,17 +55,32 @@ UNIT_BYTES = 512  # of st_blocks
 
 
 class Inode:
-    """One inode in memory. `row` is its live version; see the module for the other words."""
+    """One inode in memory. `row` is its live version; see the module for the other words. `told`:
+    `Known` may have its attributes."""
 
-    __slots__ = ("capability", "dirty", "gone", "opens", "pins", "resident", "row")
+    __slots__ = (
+        "before",
+        "capability",
+        "dirty",
+        "gone",
+        "linkable",
+        "opens",
+        "pins",
+        "resident",
+        "row",
+        "told",
+    )
 
-    def __init__(self, row: InodeRow) -> None:
+    def __init__(self, row: InodeRow, told: bool) -> None:
         self.row = row
+        self.before: InodeRow | None = None  # the row when `change_alone` first changed the inode
+        self.told = told
         self.pins = 0
         self.opens = 0
         self.dirty = False
         self.resident = False
         self.gone = False
+        self.linkable = False  # made without a name, and may get one
         self.capability: bool | None = None  # has the xattr security.capability; None: not known
 
     @property
@@ -76,60 +96,6 @@ class Inode:
         return stat.S_ISREG(self.row.mode)
 
 
-class References:
-    """How often the kernel looked up each inode and has not forgotten it: 4 bytes per counter in
-    chunks of 4096, a chunk freed when all in it are zero."""
-
-    CHUNK = 4096
-    LARGE = 1 << 31
-
-    def __init__(self) -> None:
-        self._chunks: dict[int, array[int]] = {}
-        self._used: dict[int, int] = {}  # counters above zero in each chunk
-        self._large: dict[int, int] = {}  # multiples of LARGE that did not fit their counter
-        self.inodes = 0
-
-    def add(self, ino: int, count: int = 1) -> None:
-        number, position = divmod(ino, self.CHUNK)
-        chunk = self._chunks.get(number)
-        if chunk is None:
-            chunk = self._chunks[number] = array("I", bytes(4 * self.CHUNK))
-            self._used[number] = 0
-        before = chunk[position]
-        if before == 0 and ino not in self._large:
-            self._used[number] += 1
-            self.inodes += 1
-        large, rest = divmod(before + count, self.LARGE)
-        if large:
-            self._large[ino] = self._large.get(ino, 0) + large
-        chunk[position] = rest
-
-    def count(self, ino: int) -> int:
-        chunk = self._chunks.get(ino // self.CHUNK)
-        if chunk is None:
-            return 0
-        return chunk[ino % self.CHUNK] + self._large.get(ino, 0) * self.LARGE
-
-    def take(self, ino: int, count: int) -> bool:
-        """Forget `count` of them (at most all); True when none is left."""
-        before = self.count(ino)
-        if before == 0:
-            return True
-        number, position = divmod(ino, self.CHUNK)
-        large, rest = divmod(max(0, before - count), self.LARGE)
-        self._chunks[number][position] = rest
-        self._large.pop(ino, None)
-        if large:
-            self._large[ino] = large
-        if large or rest:
-            return False
-        self.inodes -= 1
-        self._used[number] -= 1
-        if self._used[number] == 0:
-            del self._chunks[number], self._used[number]
-        return True
-
-
 @dataclass(frozen=True, slots=True)
 class InodeStatistics:
     """A moment's figures: inodes in memory; of these pinned, dirty, resident though closed; orphans
@@ -143,6 +109,38 @@ class InodeStatistics:
     referenced: int
 
 
+class _Change:
+    """See `Inodes.change`; a class, since each change of a name passes here."""
+
+    __slots__ = ("_atomic", "_inodes", "_owner")
+
+    def __init__(self, owner: Inodes, inodes: tuple[Inode, ...], freeing: bool) -> None:
+        self._owner = owner
+        self._inodes = inodes
+        self._atomic = owner.meta.atomic(freeing)
+
+    def __enter__(self) -> int:
+        owner = self._owner
+        owner.store.writable()
+        epoch = owner.store.epoch
+        for inode in self._inodes:
+            owner.untell(inode)
+        self._atomic.__enter__()
+        try:
+            for inode in self._inodes:
+                if inode.row.born != epoch:
+                    owner.meta.save_inode(epoch, inode.row)
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, None)
+            raise
+        return epoch
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._atomic.__exit__(kind, error, trace)
+        if error is None:
+            self._owner.changed(self._inodes)
+
+
 class Inodes:
     """The inode cache of one volume and the rules by which inodes change, live and go."""
 
@@ -152,6 +150,7 @@ class Inodes:
         clock: Callable[[], int],
         cached_max: int = CACHED_MAX,
         dirty_max: int = DIRTY_MAX,
+        known: Known | None = None,
     ) -> None:
         assert cached_max >= 16  # one operation holds a few
         self.store = store
@@ -160,7 +159,7 @@ class Inodes:
         self.clock = clock
         self.cached_max = cached_max
         self.dirty_max = dirty_max
-        self.references = References()
+        self.known = known or Known(enabled=False)
         self._idle: OrderedDict[int, Inode] = OrderedDict()  # least recently used first
         self._pinned: dict[int, Inode] = {}
         self._dirty: dict[int, Inode] = {}
@@ -182,7 +181,7 @@ class Inodes:
         row = self.meta.inode(ino)
         if row is None:
             raise FsError(errno.ESTALE, "the file is gone")
-        return self._admit(Inode(row))
+        return self._admit(Inode(row, told=self.known.enabled))
 
     def parent(self, ino: int) -> int:
         """The directory that holds a directory. Leaves the cache as it is: a path may be longer
@@ -194,7 +193,7 @@ class Inodes:
 
     def add(self, row: InodeRow) -> Inode:
         """An inode that `meta.insert_inode` has just stored."""
-        inode = self._admit(Inode(row))
+        inode = self._admit(Inode(row, told=False))
         self._mark(inode)
         return inode
 
@@ -234,20 +233,35 @@ class Inodes:
 
     # -- changes ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def change(self, *inodes: Inode, freeing: bool = False) -> Iterator[int]:
+    def change(self, *inodes: Inode, freeing: bool = False) -> _Change:
         """The changing part of an operation: yields the epoch; see the skeleton above. `freeing`:
         it gives room back, so it may use the last reserve."""
+        return _Change(self, inodes, freeing)
+
+    def change_alone(self, inode: Inode, freeing: bool = False) -> None:
+        """As `change`, where nothing changes but the inode's row and its content: room for them is
+        taken now, but they are written at the cut."""
         self.store.writable()
-        epoch = self.store.epoch
-        with self.meta.atomic(freeing):
-            for inode in inodes:
-                if inode.row.born != epoch:
-                    self.meta.save_inode(epoch, inode.row)
-            yield epoch
+        self.untell(inode)
+        if inode.dirty:
+            return
+        if inode.row.born != self.store.epoch:
+            self.meta.owe_inode(inode.row, freeing)
+            inode.before = copy(inode.row)
+        self.store.changed()
+        self._mark(inode)
+
+    def changed(self, inodes: tuple[Inode, ...]) -> None:
+        """The end of a `change`."""
         self.store.changed()
         for inode in inodes:
             self._mark(inode)
+
+    def untell(self, inode: Inode) -> None:
+        """Before what stat(2) tells of the inode changes (promise 6)."""
+        if inode.told:
+            self.known.forget_inode(inode.ino)
+            inode.told = False
 
     def _mark(self, inode: Inode) -> None:
         if not inode.dirty:
@@ -257,11 +271,19 @@ class Inodes:
             if len(self._dirty) >= self.dirty_max:
                 self.store.request_cut()
 
-    def stamp(self, inode: Inode, mtime_ns: int | None, ctime_ns: int | None) -> None:
+    def stamp(
+        self,
+        inode: Inode,
+        mtime_ns: int | None,
+        ctime_ns: int | None,
+        atime_ns: int | None = None,
+    ) -> None:
         """Set times where they live (promise 3). Only after `change`, or nobody saves them."""
         if inode.resident:
-            self.pages.set_times(inode.ino, mtime_ns, ctime_ns)
+            self.pages.set_times(inode.ino, mtime_ns, ctime_ns, atime_ns)
             return
+        if atime_ns is not None:
+            inode.row.atime_ns = atime_ns
         if mtime_ns is not None:
             inode.row.mtime_ns = mtime_ns
         if ctime_ns is not None:
@@ -274,19 +296,24 @@ class Inodes:
         self._evict_closed(len(self._closed))
 
     def _save_dirty(self, epoch: int, sealed: Sealed) -> None:
-        columns = (sealed.inos, sealed.sizes, sealed.mtimes, sealed.ctimes)
-        for ino, size, mtime_ns, ctime_ns in zip(*(c.tolist() for c in columns), strict=True):
+        rows: list[tuple[InodeRow, InodeRow | None]] = []
+        columns = (sealed.inos, sealed.sizes, sealed.mtimes, sealed.ctimes, sealed.atimes)
+        for ino, size, *times in zip(*(c.tolist() for c in columns), strict=True):
             inode = self._pinned[ino]  # because it is resident
-            inode.row.size, inode.row.mtime_ns, inode.row.ctime_ns = size, mtime_ns, ctime_ns
-            if not inode.dirty:
-                self.meta.save_inode(epoch, inode.row)
-        for inode in list(self._dirty.values()):
-            self.meta.save_inode(epoch, inode.row)
+            row = inode.row
+            if not inode.dirty:  # the lane alone changed it: Pages.allow_files bounds how many
+                rows.append((row, copy(row)))
+            row.size = size
+            row.mtime_ns, row.ctime_ns, row.atime_ns = times
+        dirty = list(self._dirty.values())
+        rows += [(inode.row, inode.before) for inode in dirty]
+        self.meta.save_inodes(epoch, rows)
+        for inode in dirty:
             self._clean(inode)
 
     def _clean(self, inode: Inode) -> None:
         if inode.dirty:
-            inode.dirty = False
+            inode.dirty, inode.before = False, None
             del self._dirty[inode.ino]
             self.unpin(inode)
 
@@ -316,6 +343,10 @@ class Inodes:
             self._evict_closed(2)
         self.unpin(inode)
 
+    def is_open(self, ino: int) -> bool:
+        inode = self._pinned.get(ino)
+        return inode is not None and inode.opens > 0
+
     def make_resident(self, inode: Inode) -> None:
         """Let `Pages` own size and times. The inode must be open."""
         assert inode.opens and inode.is_file
@@ -323,7 +354,10 @@ class Inodes:
             self._closed.pop(inode.ino, None)
             return
         row = inode.row
-        self.pages.load(row.ino, row.size, row.mtime_ns, row.ctime_ns)
+        self.untell(inode)
+        self.pages.load(row.ino, row.size, row.mtime_ns, row.ctime_ns, row.atime_ns)
+        if inode.dirty:  # then its version is of this epoch, and the lane needs none of its share
+            self.pages.set_times(row.ino, row.mtime_ns, None)
         inode.resident = True
         self.pin(inode)
 
@@ -342,14 +376,23 @@ class Inodes:
 
     def refer(self, ino: int, count: int = 1) -> None:
         """The kernel was told of the inode."""
-        self.references.add(ino, count)
+        self.known.refer(ino, count)
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel has forgotten the inode `count` times."""
-        if self.references.take(ino, count) and ino in self._orphans:
-            self.reap_if_unused(self.get(ino))
+        if self.known.release(ino, count) == 0 and self._orphans:
+            self.reap_unreferenced()
 
     # -- orphans ----------------------------------------------------------------------------------
+
+    def made_unnamed(self, inode: Inode) -> None:
+        """It is an orphan already; open it, or it goes with the next `close` or `forget`."""
+        self._orphans.add(inode.ino)
+
+    def got_a_name(self, inode: Inode) -> None:
+        """After a change gave the inode a name."""
+        inode.linkable = False
+        self._orphans.discard(inode.ino)
 
     def lost_a_name(self, inode: Inode) -> None:
         """After a change took a name from the inode (nlink says how many are left)."""
@@ -360,13 +403,20 @@ class Inodes:
     def reap_if_unused(self, inode: Inode) -> None:
         """Remove an orphan that is neither open nor referred to. Without room or on a read-only
         volume it stays for the next mount."""
-        if inode.row.nlink or inode.opens or inode.gone or self.references.count(inode.ino):
+        if inode.row.nlink or inode.opens or inode.gone or self.known.watch(inode.ino):
             return
         with suppress(RaidfsError):
             self._reap(inode)
 
+    def reap_unreferenced(self) -> None:
+        """Remove the orphans to which the kernel has stopped referring."""
+        for ino in self.known.unreferenced():
+            if ino in self._orphans:
+                self.reap_if_unused(self.get(ino))
+
     def _reap(self, inode: Inode) -> None:
         ino = inode.ino
+        self.untell(inode)
         with self.change(freeing=True) as epoch:
             self.meta.remove_inode(epoch, ino)
             if inode.row.xattrs:
@@ -391,9 +441,39 @@ class Inodes:
 
     # -- what stat tells --------------------------------------------------------------------------
 
+    def told(
+        self, inode: Inode, parent: int = 0, name: bytes = b"", references: int = 0
+    ) -> Attributes:
+        """A reply to the kernel that tells the inode's attributes, perhaps as what stands under a
+        name, and perhaps makes the kernel refer to the inode."""
+        told = self.attributes(inode)
+        if not self.known.enabled:
+            if references:
+                self.known.refer(told.ino, references)
+            return told
+        inode.told = True
+        fields = (
+            told.ino,
+            told.generation,
+            told.size,
+            inode.row.cells,
+            told.atime_ns,
+            told.mtime_ns,
+            told.ctime_ns,
+            told.mode,
+            told.nlink,
+            told.uid,
+            told.gid,
+            told.rdev,
+            INLINE_BYTES_MAX,
+            inode.resident,
+        )
+        self.known.tell(fields, parent, name, references)
+        return told
+
     def attributes(self, inode: Inode) -> Attributes:
         row = inode.row
-        size, mtime_ns, ctime_ns = self.size_and_times(inode)
+        size, mtime_ns, ctime_ns, atime_ns = self.size_and_times(inode)
         if inode.is_directory:
             size = self.store.cell_bytes  # a custom older than any use of it
         return Attributes(
@@ -407,7 +487,7 @@ class Inodes:
             size,
             self._units(inode, size) if inode.is_file else 0,
             self.store.cell_bytes,
-            row.atime_ns,
+            atime_ns,
             mtime_ns,
             ctime_ns,
             row.btime_ns,
@@ -423,16 +503,19 @@ class Inodes:
 
     def note_cells(self, changes: dict[int, int]) -> None:
         """The store's hook: the leaves of these inodes hold so many cells more (or fewer) now."""
+        if self.known.enabled and changes:
+            self.known.forget_inodes(list(changes))
         for ino, change in changes.items():
             inode = self._pinned.get(ino) or self._idle.get(ino)
             if inode is not None:
                 inode.row.cells += change
 
-    def size_and_times(self, inode: Inode) -> tuple[int, int, int]:
-        """(size, mtime_ns, ctime_ns) from where they live (promise 3)."""
+    def size_and_times(self, inode: Inode) -> tuple[int, int, int, int]:
+        """(size, mtime_ns, ctime_ns, atime_ns) from where they live (promise 3)."""
         if inode.resident:
             return self.pages.attributes(inode.ino)
-        return inode.row.size, inode.row.mtime_ns, inode.row.ctime_ns
+        row = inode.row
+        return row.size, row.mtime_ns, row.ctime_ns, row.atime_ns
 
     def statistics(self) -> InodeStatistics:
         return InodeStatistics(
@@ -441,5 +524,5 @@ class Inodes:
             len(self._dirty),
             len(self._closed),
             len(self._orphans),
-            self.references.inodes,
+            self.known.statistics().referenced,
         )

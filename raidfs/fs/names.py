@@ -37,6 +37,10 @@ from .xattr import Xattrs
 if TYPE_CHECKING:
     from ..store.meta import Dirent
 
+MISSED_MAX = 3  # lookups in vain until the whole directory is made known
+MISSED_AGAIN = 1000  # and that many more until that is tried again, if it could not be
+MISSED_DIRECTORIES_MAX = 1000  # for which this is counted
+LISTED_MAX = 1024  # names of a directory that is made known as a whole
 COOKIE_FIRST = 3  # cookies: 1 after ".", 2 after "..", position + 3 after an entry
 _SPECIAL = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 
@@ -57,8 +61,10 @@ class Names:
     def __init__(self, inodes: Inodes, xattrs: Xattrs, groups_of: GroupsOf) -> None:
         self.inodes = inodes
         self.meta = inodes.meta
+        self.known = inodes.known
         self.xattrs = xattrs
         self.groups_of = groups_of
+        self._missed: dict[int, int] = {}  # lookups in a directory that found nothing
 
     # -- looking ----------------------------------------------------------------------------------
 
@@ -77,8 +83,30 @@ class Names:
         check_name(name)
         entry = self.meta.lookup(parent, name)
         if entry is None:
+            if self.known.enabled and directory.row.nlink:
+                self._missing(parent, name)
             raise FsError(errno.ENOENT)
         return self.inodes.get(entry.ino)
+
+    def _missing(self, parent: int, name: bytes) -> None:
+        """Let it be known that there is no such name. Where others are looked for in vain, too, let
+        all that there are be known, so that nobody need ask for the next."""
+        self.known.put_name(parent, name, 0)
+        missed = self._missed.get(parent, 0) + 1
+        if missed == MISSED_MAX:
+            missed = 0 if self._list_known(parent) else -MISSED_AGAIN
+        if len(self._missed) >= MISSED_DIRECTORIES_MAX and parent not in self._missed:
+            self._missed.clear()
+        self._missed[parent] = missed
+
+    def _list_known(self, ino: int) -> bool:
+        """All names of a directory that has not too many; False if it isn't known wholly now."""
+        entries = self.meta.entries(ino, -1, LISTED_MAX + 1)
+        if len(entries) > LISTED_MAX:
+            return False
+        for entry in entries:
+            self.known.put_name(ino, entry.name, entry.ino)
+        return self.known.put_directory(ino, len(entries))
 
     def parent_of(self, directory: Inode) -> int:
         return ROOT_INO if directory.ino == ROOT_INO else directory.row.parent
@@ -143,8 +171,42 @@ class Names:
             raise FsError(errno.EINVAL)
         if is_directory and directory.row.nlink >= LINKS_MAX:
             raise FsError(errno.EMLINK)
+        row, xattrs = self._row(directory, mode, caller)
+        if kind in (stat.S_IFCHR, stat.S_IFBLK):
+            row.rdev = rdev
+        if target is not None:
+            row.target, row.size = target, len(target)
+        self._unsettle((parent, name))
+        with self.inodes.change(directory) as epoch:
+            self._insert(epoch, row, xattrs)
+            self.meta.link(epoch, parent, name, row.ino, kind >> 12)
+        self._touched(directory, row.ctime_ns, subdirectories=int(is_directory))
+        if is_directory and self.known.enabled:
+            self.known.put_directory(row.ino, 0)
+        return self.inodes.add(row)
+
+    def make_unnamed(self, parent: int, mode: int, caller: Caller, *, linkable: bool) -> Inode:
+        """A regular file without a name, as if made in that directory: an orphan from the start,
+        which `link` may give a name if `linkable`, for as long as it is open."""
+        directory = self.directory(parent)
+        if directory.row.nlink == 0:
+            raise FsError(errno.ENOENT, "the directory was removed")
+        row, xattrs = self._row(directory, stat.S_IFREG | mode & 0o7777, caller)
+        row.nlink = 0
+        with self.inodes.change() as epoch:
+            self._insert(epoch, row, xattrs)
+        inode = self.inodes.add(row)
+        inode.linkable = linkable
+        self.inodes.made_unnamed(inode)
+        return inode
+
+    def _row(
+        self, directory: Inode, mode: int, caller: Caller
+    ) -> tuple[InodeRow, dict[bytes, bytes | None]]:
+        """A new inode in a directory, with one name, and the xattrs that come with it."""
         mode, gid = self._group(directory, mode, caller)
         mode, xattrs = self.xattrs.inherited(directory, mode, caller)
+        is_directory = stat.S_ISDIR(mode)
         now_ns = self.inodes.clock()
         row = InodeRow(
             ino=self.meta.new_ino(),
@@ -152,27 +214,32 @@ class Names:
             mode=mode,
             uid=caller.uid,
             gid=gid,
-            rdev=rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
-            size=len(target) if target is not None else 0,
+            rdev=0,
+            size=0,
             nlink=2 if is_directory else 1,
-            parent=parent if is_directory else 0,
+            parent=directory.ino if is_directory else 0,
             atime_ns=now_ns,
             mtime_ns=now_ns,
             ctime_ns=now_ns,
             btime_ns=now_ns,
-            target=target,
+            target=None,
             xattrs=len(xattrs),
             cells=0,
             born=self.inodes.store.epoch,
         )
-        with self.inodes.change(directory) as epoch:
-            self.meta.insert_inode(epoch, row)
-            for xattr, value in xattrs.items():
-                assert value is not None
-                self.meta.set_xattr(epoch, row.ino, xattr, value)
-            self.meta.link(epoch, parent, name, row.ino, kind >> 12)
-        self._touched(directory, now_ns, subdirectories=int(is_directory))
-        return self.inodes.add(row)
+        return row, xattrs
+
+    def _insert(self, epoch: int, row: InodeRow, xattrs: dict[bytes, bytes | None]) -> None:
+        self.meta.insert_inode(epoch, row)
+        for xattr, value in xattrs.items():
+            assert value is not None
+            self.meta.set_xattr(epoch, row.ino, xattr, value)
+
+    def _unsettle(self, *places: tuple[int, bytes]) -> None:
+        """Before names come, go or lead elsewhere: until that is over, nothing is known of them."""
+        if self.known.enabled:
+            for parent, name in places:
+                self.known.forget_name(parent, name)
 
     def _group(self, directory: Inode, mode: int, caller: Caller) -> tuple[int, int]:
         """(mode, gid) of a new inode: a setgid directory hands its group down, and to directories
@@ -208,14 +275,16 @@ class Names:
         directory = self._vacant(parent, name)
         if inode.is_directory:
             raise FsError(errno.EPERM, "a directory has one name")
-        if inode.row.nlink == 0:
+        if inode.row.nlink == 0 and not (inode.linkable and inode.opens):
             raise FsError(errno.ENOENT, "the file was removed")
         if inode.row.nlink >= LINKS_MAX:
             raise FsError(errno.EMLINK)
         now_ns = self.inodes.clock()
+        self._unsettle((parent, name))
         with self.inodes.change(directory, inode) as epoch:
             self.meta.link(epoch, parent, name, ino, stat.S_IFMT(inode.row.mode) >> 12)
         inode.row.nlink += 1
+        self.inodes.got_a_name(inode)
         self.inodes.stamp(inode, None, now_ns)
         self._touched(directory, now_ns)
         return inode
@@ -227,8 +296,10 @@ class Names:
         if inode.is_directory:
             raise FsError(errno.EISDIR)
         now_ns = self.inodes.clock()
+        self._unsettle((parent, name))
         with self.inodes.change(directory, inode, freeing=True) as epoch:
             self.meta.unlink(epoch, parent, entry.position)
+        self._removed_name(parent, name)
         self._touched(directory, now_ns)
         self._removed(inode, now_ns)
 
@@ -241,10 +312,22 @@ class Names:
         if not self.meta.is_empty(inode.ino):
             raise FsError(errno.ENOTEMPTY)
         now_ns = self.inodes.clock()
+        self._unsettle((parent, name))
+        self._forget_names(inode)
         with self.inodes.change(directory, inode, freeing=True) as epoch:
             self.meta.unlink(epoch, parent, entry.position)
+        self._removed_name(parent, name)
         self._touched(directory, now_ns, subdirectories=-1)
         self._removed(inode, now_ns)
+
+    def _removed_name(self, parent: int, name: bytes) -> None:
+        if self.known.enabled:
+            self.known.name_removed(parent, name)
+
+    def _forget_names(self, directory: Inode) -> None:
+        """Of a directory that is to be removed; there are none, and soon nobody may say so."""
+        if self.known.enabled:
+            self.known.forget_directory(directory.ino)
 
     def _removed(self, inode: Inode, now_ns: int) -> None:
         """An inode lost a name; a directory with its one name loses `.` too."""
@@ -310,11 +393,18 @@ class Names:
         if gained > 0 and new.directory.row.nlink >= LINKS_MAX:
             raise FsError(errno.EMLINK)
         now_ns = self.inodes.clock()
+        here, there = (old.directory.ino, old.name), (new.directory.ino, new.name)
+        self._unsettle(here, there)
+        if replaced is not None and replaced.is_directory:
+            self._forget_names(replaced)
         with self.inodes.change(*_distinct(old.directory, new.directory, moved, replaced)) as epoch:
             self.meta.unlink(epoch, old.directory.ino, old.entry.position)
             if new.entry is not None:
                 self.meta.unlink(epoch, new.directory.ino, new.entry.position)
             self.meta.link(epoch, new.directory.ino, new.name, moved.ino, old.entry.kind)
+        if self.known.enabled:
+            self.known.name_removed(*here)
+            self.known.put_name(*there, moved.ino)
         self._touched(old.directory, now_ns, subdirectories=-across)
         self._touched(new.directory, now_ns, subdirectories=gained)
         self._settle(moved, new.directory, now_ns)
@@ -336,11 +426,16 @@ class Names:
             if gained > 0 and directory.row.nlink >= LINKS_MAX:
                 raise FsError(errno.EMLINK)
         now_ns = self.inodes.clock()
+        here, there = (old.directory.ino, old.name), (new.directory.ino, new.name)
+        self._unsettle(here, there)
         with self.inodes.change(*_distinct(old.directory, new.directory, first, second)) as epoch:
             self.meta.unlink(epoch, old.directory.ino, old.entry.position)
             self.meta.unlink(epoch, new.directory.ino, new.entry.position)
             self.meta.link(epoch, old.directory.ino, old.name, second.ino, new.entry.kind)
             self.meta.link(epoch, new.directory.ino, new.name, first.ino, old.entry.kind)
+        if self.known.enabled:
+            self.known.put_name(*here, second.ino)
+            self.known.put_name(*there, first.ino)
         self._touched(old.directory, now_ns, subdirectories=-difference)
         self._touched(new.directory, now_ns, subdirectories=difference)
         self._settle(first, new.directory, now_ns)

@@ -3,15 +3,17 @@
     kernel adapter --> Volume --> Names   directories and what stands in them
                                   Xattrs  extended attributes, access control lists
                                   Files   content
-                                  all three --> Inodes --> Meta, Pages, Store
+                                  Ranges  holes, allocating, copying by sharing
+                                  all --> Inodes --> Meta, Pages, Store
 
 Inodes go by number, names and xattrs are bytes, errors are FsError (POSIX outcomes), ReadOnly,
 OutOfSpace and other RaidfsErrors, each with an errno. Only operations that may wait are `async`, so
 each of the others is atomic. Permissions are the kernel's matter (`default_permissions`); the mode
 bits, owners and times that an operation changes are ours.
 
- 1. lookup, create, mkdir, mknod, symlink and link count one reference of the kernel's to the inode
-    they return; `remember` counts those that readdirplus handed out; `forget` takes them back.
+ 1. lookup, create, tmpfile, mkdir, mknod, symlink and link count one reference of the kernel's to
+    the inode they return; `remember` counts those that readdirplus handed out; `forget` takes them
+    back.
  2. What an operation returned without error is in every cut from then on, whole.
  3. `fsync` returns when everything told before it is durable.
 """
@@ -22,13 +24,17 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import FsError
+from ..known import Known
+from ..pages import BaseNeeded
 from .attributes import Attributes, Caller, Changes, Entry, GroupsOf, Usage, in_group
 from .file import Buffer, Files
 from .inode import CACHED_MAX, DIRTY_MAX, Inode, Inodes, InodeStatistics
 from .names import Names
+from .ranges import Ranges
 from .xattr import Xattrs
 
 if TYPE_CHECKING:
@@ -55,14 +61,18 @@ class Volume:
         noatime: bool = False,
         cached_max: int = CACHED_MAX,
         dirty_max: int = DIRTY_MAX,
+        known: Known | None = None,
     ) -> None:
+        """`known`: where C finds what it may tell the kernel itself; if None, nobody looks."""
         self.store = store
         self.clock = clock or store.clock
         self.groups_of = groups_of
-        self.inodes = Inodes(store, self.clock, cached_max, dirty_max)
+        self.inodes = Inodes(store, self.clock, cached_max, dirty_max, known)
+        self.known = self.inodes.known
         self.xattrs = Xattrs(self.inodes, groups_of)
         self.names = Names(self.inodes, self.xattrs, groups_of)
         self.files = Files(self.inodes, self.xattrs, noatime=noatime)
+        self.ranges = Ranges(self.files)
         store.on_cut = self.inodes.save_dirty
         store.on_cells = self.inodes.note_cells
 
@@ -77,10 +87,9 @@ class Volume:
 
     # -- references -------------------------------------------------------------------------------
 
-    def _told(self, inode: Inode) -> Attributes:
-        """The reply that makes the kernel refer to the inode."""
-        self.inodes.refer(inode.ino)
-        return self.inodes.attributes(inode)
+    def _told(self, inode: Inode, parent: int, name: bytes) -> Attributes:
+        """The reply that makes the kernel refer to the inode that stands under a name."""
+        return self.inodes.told(inode, parent, name, references=1)
 
     def remember(self, ino: int, count: int = 1) -> None:
         self.inodes.refer(ino, count)
@@ -88,11 +97,15 @@ class Volume:
     def forget(self, ino: int, count: int = 1) -> None:
         self.inodes.forget(ino, count)
 
+    def reap_unreferenced(self) -> None:
+        """After C has taken references back that were the last ones of inodes without names."""
+        self.inodes.reap_unreferenced()
+
     # -- names ------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """ENOENT when there is none; b"." and b".." work too."""
-        return self._told(self.names.lookup(parent, name))
+        return self._told(self.names.lookup(parent, name), parent, name)
 
     def parent_of(self, ino: int) -> int:
         """The directory that holds a directory; the root's is the root."""
@@ -107,25 +120,35 @@ class Volume:
                 raise
             found = self.names.lookup(parent, name)
             self.files.open(found.ino, flags, kill_privileges=caller.uid != 0)
-            return self._told(found)
+            return self._told(found, parent, name)
         self.files.open_inode(made)
-        return self._told(made)
+        return self._told(made, parent, name)
+
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> Attributes:
+        """A new regular file without a name, opened: `release` it. `link` may name it, unless
+        O_EXCL; else it goes when it is neither open nor referred to."""
+        linkable = not flags & os.O_EXCL
+        made = self.names.make_unnamed(parent, mode, caller, linkable=linkable)
+        self.files.open_inode(made)
+        return self.inodes.told(made, references=1)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
         """A file, fifo, socket or device, by the type bits of `mode` (none: a file)."""
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind in (stat.S_IFDIR, stat.S_IFLNK):
             raise FsError(errno.EINVAL)
-        return self._told(self.names.make(parent, name, kind | mode & 0o7777, caller, rdev=rdev))
+        made = self.names.make(parent, name, kind | mode & 0o7777, caller, rdev=rdev)
+        return self._told(made, parent, name)
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
-        return self._told(self.names.make(parent, name, stat.S_IFDIR | mode & 0o7777, caller))
+        made = self.names.make(parent, name, stat.S_IFDIR | mode & 0o7777, caller)
+        return self._told(made, parent, name)
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
-        return self._told(self.names.symlink(parent, name, target, caller))
+        return self._told(self.names.symlink(parent, name, target, caller), parent, name)
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
-        return self._told(self.names.link(ino, parent, name))
+        return self._told(self.names.link(ino, parent, name), parent, name)
 
     def unlink(self, parent: int, name: bytes) -> None:
         self.names.unlink(parent, name)
@@ -160,27 +183,31 @@ class Volume:
     # -- attributes -------------------------------------------------------------------------------
 
     def getattr(self, ino: int) -> Attributes:
-        return self.inodes.attributes(self.inodes.get(ino))
+        return self.inodes.told(self.inodes.get(ino))
 
     async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Attributes:
         """chmod, chown, utimens and truncate, any of them in one piece."""
         if changes.size is None:
             inode = self.inodes.get(ino)
             if changes != Changes():
-                self._change(inode, changes, caller)
-            return self.inodes.attributes(inode)
+                with self.files.unvouched(ino):
+                    self._change(inode, changes, caller)
+            return self.inodes.told(inode)
         with self.inodes.held(ino) as inode:
             self.files.check_size(inode, changes.size)
             self.inodes.make_resident(inode)
             cells = 1 if changes.size % self.store.cell_bytes else 0  # the last page's tail: zeros
             await self.store.reserve(cells, privileged=True)
             try:
-                base = await self.files.tail_base(inode, changes.size)
-                # No await from here on: all changes happen at once.
-                self._change(inode, changes, caller, base)
+                while True:
+                    base = await self.files.tail_base(inode, changes.size)
+                    # No await from here on: all changes happen at once, or (BaseNeeded) none.
+                    with suppress(BaseNeeded), self.files.unvouched(ino):
+                        self._change(inode, changes, caller, base)
+                        break
             finally:
                 self.store.release(cells)
-            return self.inodes.attributes(inode)
+            return self.inodes.told(inode)
 
     def _change(
         self, inode: Inode, changes: Changes, caller: Caller, base: bytes | None = None
@@ -198,20 +225,24 @@ class Volume:
             if mode & stat.S_ISGID and not in_group(caller, gid, self.groups_of):
                 mode &= ~stat.S_ISGID
             xattrs = xattrs | self.xattrs.access_after_chmod(inode, mode)
-        with self.inodes.change(inode, freeing=changes.size is not None) as epoch:
-            difference = self.xattrs.write(epoch, inode, xattrs)
-        row.xattrs += difference
-        inode.capability = None if xattrs else inode.capability
+        now_ns = self.clock()
+        if xattrs:
+            with self.inodes.change(inode, freeing=changes.size is not None) as epoch:
+                difference = self.xattrs.write(epoch, inode, xattrs)
+                if changes.size is not None:
+                    self.store.pages.truncate(inode.ino, changes.size, now_ns, base)
+            row.xattrs += difference
+            inode.capability = None
+        else:
+            self.inodes.change_alone(inode, freeing=changes.size is not None)
+            if changes.size is not None:
+                self.store.pages.truncate(inode.ino, changes.size, now_ns, base)
         row.mode, row.gid = mode, gid
         row.uid = row.uid if changes.uid is None else changes.uid
-        now_ns = self.clock()
-        if changes.size is not None:
-            self.store.pages.truncate(inode.ino, changes.size, now_ns, base)
-        if changes.atime_ns is not None:
-            row.atime_ns = _time(changes.atime_ns)
+        atime_ns = None if changes.atime_ns is None else _time(changes.atime_ns)
         mtime_ns = None if changes.mtime_ns is None else _time(changes.mtime_ns)
         ctime_ns = now_ns if changes.ctime_ns is None else _time(changes.ctime_ns)
-        self.inodes.stamp(inode, mtime_ns, ctime_ns)
+        self.inodes.stamp(inode, mtime_ns, ctime_ns, atime_ns)
 
     def statfs(self) -> Usage:
         """Room in cells, as the present members and code give it; files by the metadata's room."""
@@ -237,6 +268,10 @@ class Volume:
         """The end of one open, opendir or create."""
         self.files.release(ino)
 
+    def is_open(self, ino: int) -> bool:
+        """By anybody, also by an operation under way."""
+        return self.inodes.is_open(ino)
+
     async def read(self, ino: int, offset: int, nbytes: int) -> memoryview | bytes:
         """At most `nbytes`; fewer only at the end of the file."""
         return await self.files.read(ino, offset, nbytes)
@@ -247,6 +282,32 @@ class Volume:
         """Returns how many bytes were written. `kill_privileges`: clear setuid and setgid as for a
         writer without CAP_FSETID, where the kernel leaves that to us."""
         return await self.files.write(ino, offset, data, kill_privileges=kill_privileges)
+
+    async def seek(self, ino: int, offset: int, whence: int) -> int:
+        """The next data (os.SEEK_DATA) or hole (os.SEEK_HOLE), as lseek(2) finds them."""
+        return await self.ranges.seek(ino, offset, whence)
+
+    async def fallocate(
+        self, ino: int, offset: int, nbytes: int, mode: int, *, kill_privileges: bool = False
+    ) -> None:
+        """fallocate(2): allocate, punch a hole, zero a range. Room is checked, not reserved."""
+        await self.ranges.fallocate(ino, offset, nbytes, mode, kill_privileges=kill_privileges)
+
+    async def copy_range(
+        self,
+        ino_in: int,
+        offset_in: int,
+        ino_out: int,
+        offset_out: int,
+        nbytes: int,
+        *,
+        kill_privileges: bool = False,
+    ) -> int:
+        """copy_file_range(2), which may copy less than asked: one piece, see fs/ranges.py. Cells
+        are shared where the page offsets agree."""
+        return await self.ranges.copy(
+            ino_in, offset_in, ino_out, offset_out, nbytes, kill_privileges=kill_privileges
+        )
 
     def flush(self, ino: int) -> None:
         """close(2) of one descriptor: nothing to do, and no promise."""
@@ -262,13 +323,15 @@ class Volume:
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
         """`flags`: 0, xattr.CREATE or xattr.REPLACE."""
-        self.xattrs.put(ino, name, value, flags, caller)
+        with self.files.unvouched(ino):
+            self.xattrs.put(ino, name, value, flags, caller)
 
     def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
         return self.xattrs.names(ino, caller)
 
     def removexattr(self, ino: int, name: bytes) -> None:
-        self.xattrs.remove(ino, name)
+        with self.files.unvouched(ino):
+            self.xattrs.remove(ino, name)
 
     def statistics(self) -> InodeStatistics:
         return self.inodes.statistics()

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raidfs import native
+from raidfs.engine import Engine
 from raidfs.errors import MemberError, Unrecoverable
 from raidfs.raid.code import Code
 from raidfs.raid.member import Member
@@ -85,7 +86,9 @@ class Array:
         on_event: OnEvent,
         *,
         heal: bool = True,
+        engine: Engine | None = None,
     ) -> None:
+        self.engine = engine  # for writing.py
         self.states = states
         self.cell_bytes = cell_bytes
         self._on_event = on_event
@@ -266,7 +269,7 @@ class Array:
             member_id, slot = zone.columns[column]
             state = self.states[member_id]
             for first, last in runs(rebuilt[:, column]):
-                addresses = _addresses(cells[first:last])
+                addresses = addresses_of(cells[first:last])
                 offset = (row + first) * self.cell_bytes
                 try:
                     member.column_write(zone.zone, column, slot, offset, addresses, self.cell_bytes)
@@ -312,7 +315,7 @@ class Array:
             if column < code.k:
                 addresses = data_addresses[column]
             else:
-                addresses = _addresses(parity[column - code.k])
+                addresses = addresses_of(parity[column - code.k])
             for first, last in runs(present[column]):
                 offset = (row + first) * self.cell_bytes
                 part = np.ascontiguousarray(addresses[first:last])
@@ -374,16 +377,23 @@ class Array:
             try:
                 work(column)
             except MemberError as error:
-                member_id = zone.columns[column][0]
-                with self._lock:
-                    self.states[member_id].write_errors += 1
-                    self.states[member_id].write_error = str(error)
-                self._on_event("WriteError", member_id, str(error))
-                return member_id
+                return self.write_failed(zone, column, error)
             return None
 
         failed = self._pool.map(guarded, columns)
         return {member_id for member_id in failed if member_id is not None}
+
+    def write_failed(self, zone: ZoneMap, column: int, error: MemberError) -> int:
+        """Count and tell what new data met; the id of the member."""
+        member_id = zone.columns[column][0]
+        with self._lock:
+            self.states[member_id].write_errors += 1
+            self.states[member_id].write_error = str(error)
+        self._on_event("WriteError", member_id, str(error))
+        return member_id
+
+    def wrote(self, cells: int) -> None:
+        self._count(cells_written=cells)
 
     def _count(self, **counts: int) -> None:
         with self._lock:
@@ -397,7 +407,7 @@ class Array:
         self._on_event(name, zone.columns[column][0], f"{text}: {why}" if why else text)
 
 
-def _addresses(cells: Cells) -> npt.NDArray[np.uint64]:
+def addresses_of(cells: Cells) -> npt.NDArray[np.uint64]:
     """Where the cells of a C-contiguous (n, cell_bytes) array lie in memory."""
     assert cells.ndim == 2 and cells.flags.c_contiguous
     start = np.uint64(cells.ctypes.data)

@@ -68,16 +68,19 @@ class Assembly:
         *,
         degraded: bool = False,
         read_only: bool = False,
+        direct: bool = False,
         extra_paths: Iterable[str] = (),
         random_bytes: RandomBytes = os.urandom,
     ) -> Assembly:
-        """Find, lock and judge the members of the volume that `source` belongs to.
+        """Find, lock and judge the members of the volume that `source` belongs to. direct: their
+        columns are read and written past the page cache.
 
         MemberError, MemberBusy, LabelMissing, LabelError: of `source`. NotEnoughMembers, Divergent:
-        by the decision tables. UsageError: a copy of a member, a path of another volume.
+        by the decision tables. UsageError: a copy of a member, a path of another volume, a member
+        that can't be used with `direct`.
         """
         found = find_members(source, extra_paths)
-        members = _open_found(found, read_only=read_only)
+        members = _open_found(found, read_only=read_only, direct=direct)
         return cls._judge(
             found, members, degraded=degraded, read_only=read_only, random_bytes=random_bytes
         )
@@ -265,13 +268,13 @@ def _write_copies(members: dict[int, Member], label: Label) -> dict[int, str]:
     return failed
 
 
-def _open_found(found: Found, *, read_only: bool) -> dict[int, Member]:
-    """Open and lock what was found, and read the labels again. MemberBusy."""
+def _open_found(found: Found, *, read_only: bool, direct: bool) -> dict[int, Member]:
+    """Open and lock what was found, and read the labels again. MemberBusy, UsageError."""
     members: dict[int, Member] = {}
     try:
         for member_id, path in list(found.paths.items()):
             try:
-                member = open_member(path, read_only=read_only, lock=True)
+                member = open_member(path, read_only=read_only, lock=True, direct=direct)
             except (MemberError, LabelError) as error:
                 _forget(found, member_id, str(error))
                 continue

@@ -26,8 +26,12 @@ from raidfs.errors import LabelMissing, MemberBusy, MemberError
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES
 from raidfs.raid.member import (
     Descriptors,
+    Lent,
     Member,
     MetaFile,
+    Place,
+    are_aligned,
+    open_direct,
     read_bytes,
     read_up_to,
     said_of,
@@ -46,10 +50,14 @@ class DirectoryMember(Member):
     """See the module. Opening needs the label file to be there; its content is not looked at."""
 
     kind = "directory"
+    lends = True
 
-    def __init__(self, path: str, *, read_only: bool = False, lock: bool = True) -> None:
+    def __init__(
+        self, path: str, *, read_only: bool = False, lock: bool = True, direct: bool = False
+    ) -> None:
         self.path = path
         self.read_only = read_only
+        self.direct = direct
         self._mode = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
         self._files = Descriptors(path, self._open_file)
         with said_of(path, "opening the label"):
@@ -63,6 +71,8 @@ class DirectoryMember(Member):
         try:
             if lock:
                 lock_file(fd, path)
+            if direct:  # now, since a column that can't be opened so would count as lost
+                os.close(open_direct(path, self._at(LABEL_NAME), os.O_RDONLY | os.O_CLOEXEC))
         except BaseException:
             os.close(fd)
             raise
@@ -91,7 +101,7 @@ class DirectoryMember(Member):
         if key == LABEL_NAME:
             return os.open(self._at(LABEL_NAME), self._mode)
         assert isinstance(key, tuple)
-        return os.open(self._column_path(*key), self._mode)
+        return os.open(self._column_path(*key), self._mode | (os.O_DIRECT if self.direct else 0))
 
     # label
 
@@ -140,6 +150,13 @@ class DirectoryMember(Member):
         with said_of(self.path, f"syncing {file.value}"), self._files.borrow(file) as fd:
             _sync_file(fd)
 
+    def meta_write_synced(self, file: MetaFile, offset_bytes: int, data: bytes) -> None:
+        assert not self.read_only
+        with said_of(self.path, "writing the log"), self._files.borrow(file) as fd:
+            if os.pwrite(fd, data, offset_bytes) != len(data):
+                write_whole(fd, offset_bytes, data)
+            _sync_file(fd)
+
     def meta_limit(self, file: MetaFile) -> int:
         return self.meta_size(file) + self.room_bytes()
 
@@ -180,6 +197,7 @@ class DirectoryMember(Member):
         self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
     ) -> None:
         out = out.cast("B") if out.ndim != 1 or out.format != "B" else out
+        assert not self.direct or are_aligned(out)
         name = f"{zone:08x}.{column}"
         with said_of(self.path, f"reading {name}"), self._files.borrow((zone, column)) as fd:
             got = read_up_to(fd, offset_bytes, out)
@@ -191,6 +209,17 @@ class DirectoryMember(Member):
     ) -> bool:
         return self._read_cached(self._files.borrow((zone, column)), offset_bytes, out)
 
+    def column_descriptor(self, zone: int, column: int, slot: int) -> tuple[int, int] | None:
+        return self._descriptor_of(self._files.borrow((zone, column)), 0)
+
+    def column_borrow(self, zone: int, column: int, slot: int) -> Lent:
+        name = f"{zone:08x}.{column}"
+        return Lent(self.path, self._files.borrow((zone, column)), 0, name)
+
+    def column_confirm(self, place: Place) -> None:
+        with said_of(self.path, f"syncing {place.name}"):
+            _require_linked(place.fd)
+
     def column_write(
         self,
         zone: int,
@@ -200,7 +229,7 @@ class DirectoryMember(Member):
         addresses: npt.NDArray[np.uint64],
         cell_bytes: int,
     ) -> None:
-        assert not self.read_only
+        assert not self.read_only and (not self.direct or are_aligned(addresses))
         doing = f"writing {zone:08x}.{column}"
         with said_of(self.path, doing), self._files.borrow((zone, column)) as fd:
             native.write_cells(fd, offset_bytes, addresses, cell_bytes)
@@ -289,8 +318,12 @@ def remove_layout(path: str) -> None:
 
 
 def _sync_file(fd: int) -> None:
-    """fdatasync, and ENOENT for a file that was deleted under us: what is in it is in vain."""
     os.fdatasync(fd)
+    _require_linked(fd)
+
+
+def _require_linked(fd: int) -> None:
+    """ENOENT for a file that was deleted under us: what is in it is in vain."""
     if os.fstat(fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, "deleted")
 

@@ -13,6 +13,8 @@ SQLite database and its write-ahead log) and columns, one per (zone, column) tha
     raise MemberError. Descriptors are never used after they were closed.
  4. A member opened with a lock is open in no other process that asks for the lock.
  5. A column's bytes are undefined until written; reading them is not an error.
+ 6. Opened with `direct`, columns (and nothing else) are read and written past the page cache. Then
+    buffers are those of `native.aligned`, offsets and lengths multiples of whole cells.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from raidfs.errors import MemberError, MemberFull
+from raidfs import native
+from raidfs.errors import MemberError, MemberFull, UsageError
 from raidfs.raid.label import LABEL_BYTES as LABEL_BYTES
 from raidfs.raid.label import Label
 
@@ -43,13 +47,29 @@ class MetaFile(enum.Enum):
     DB = "raidfs.db"
     WAL = "raidfs.db-wal"
 
+    __hash__ = object.__hash__  # each is one object, and Enum's own is a function of Python
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a column lies: in an open file, from there on. `name`: for messages."""
+
+    fd: int
+    offset_bytes: int
+    name: str
+
 
 class Member(abc.ABC):
-    """See the module. `slots_total` and `zone_bytes` are known once a label was adopted."""
+    """See the module. `slots_total` and `zone_bytes` are known once a label was adopted.
+
+    lends: whether `column_borrow` gives descriptors, so that an engine can do the work.
+    """
 
     kind: ClassVar[Kind]
+    lends: ClassVar[bool] = False
     path: str
     read_only: bool = False
+    direct: bool = False
     slots_total: int = 0
     zone_bytes: int = 0
     _tells_cached: bool = True
@@ -87,6 +107,11 @@ class Member(abc.ABC):
     @abc.abstractmethod
     def meta_sync(self, file: MetaFile) -> None: ...
 
+    def meta_write_synced(self, file: MetaFile, offset_bytes: int, data: bytes) -> None:
+        """`meta_write`, then `meta_sync`."""
+        self.meta_write(file, offset_bytes, data)
+        self.meta_sync(file)
+
     @abc.abstractmethod
     def meta_limit(self, file: MetaFile) -> int:
         """The most bytes that this file may come to have, as things are now."""
@@ -112,11 +137,34 @@ class Member(abc.ABC):
         nothing is known of `out`. May be called where nothing may block; doesn't raise."""
         return False
 
+    def column_descriptor(self, zone: int, column: int, slot: int) -> tuple[int, int] | None:
+        """(a descriptor that is now the caller's, where the column begins in that file), to read
+        the column by until it is removed; None if there is no such thing. Doesn't raise."""
+        return None
+
+    def column_borrow(self, zone: int, column: int, slot: int) -> AbstractContextManager[Place]:
+        """`with` it: the column's place, open inside, not to be closed. MemberError on entry."""
+        raise NotImplementedError("this kind of member lends no descriptors")
+
+    def column_confirm(self, place: Place) -> None:
+        """After a sync of a borrowed descriptor: MemberError if what it wrote is lost even so."""
+        assert place.fd >= 0
+
+    def _descriptor_of(
+        self, descriptor: AbstractContextManager[int], offset_bytes: int
+    ) -> tuple[int, int] | None:
+        """`column_descriptor` of a place in a file."""
+        try:
+            with descriptor as fd:
+                return os.dup(fd), offset_bytes
+        except (OSError, MemberError):
+            return None
+
     def _read_cached(
         self, descriptor: AbstractContextManager[int], offset_bytes: int, out: memoryview
     ) -> bool:
         """`column_read_cached` of a place in a file. Some file systems can't do it."""
-        if not self._tells_cached:
+        if self.direct or not self._tells_cached:
             return False
         try:
             with descriptor as fd:
@@ -182,12 +230,60 @@ class said_of:
         raise MemberError(f"{path}: {doing} failed: {reason}{remedy}", path, error.errno) from error
 
 
+class Lent:
+    """`column_borrow` of a place in a file."""
+
+    __slots__ = ("_borrowed", "_name", "_offset_bytes", "_path")
+
+    def __init__(self, path: str, borrowed: _Borrowed, offset_bytes: int, name: str) -> None:
+        self._path = path
+        self._borrowed = borrowed
+        self._offset_bytes = offset_bytes
+        self._name = name
+
+    def __enter__(self) -> Place:
+        with said_of(self._path, f"opening {self._name}"):
+            return Place(self._borrowed.__enter__(), self._offset_bytes, self._name)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._borrowed.__exit__(kind, error, trace)
+
+
 _REMEDIES = {
     errno.ENOENT: "; check the path, or mount the filesystem that it lies on",
     errno.EACCES: "; give yourself access to it or run as root",
     errno.EPERM: "; give yourself access to it or run as root",
     errno.EROFS: "; make it writable, or mount the volume with -o ro",
 }
+
+
+def open_direct(path: str, name: str, flags: int) -> int:
+    """Open the file `name` of the member at `path` past the page cache, and see that it can be read
+    so. UsageError where that can't be: no fault of the member, so it is not to leave for it."""
+    with said_of(path, "opening it past the page cache"):
+        try:
+            fd = os.open(name, flags | os.O_DIRECT)
+            try:
+                os.preadv(fd, [native.aligned((native.ALIGNMENT_BYTES,)).data], 0)
+            except OSError:
+                os.close(fd)
+                raise
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise UsageError(
+                f"{path}: its filesystem or device can't bypass the page cache: mount without "
+                "-o direct, or move this member to one that can (ext4, XFS, a device)"
+            ) from None
+    return fd
+
+
+def are_aligned(addresses: npt.NDArray[np.uint64] | memoryview) -> bool:
+    """Whether these buffers will do for promise 6."""
+    if isinstance(addresses, memoryview):
+        start = np.frombuffer(addresses, np.uint8).ctypes.data
+        return (start | len(addresses)) % native.ALIGNMENT_BYTES == 0
+    return not (addresses % np.uint64(native.ALIGNMENT_BYTES)).any()
 
 
 def read_bytes(fd: int, offset_bytes: int, nbytes: int) -> bytes:

@@ -48,23 +48,27 @@ def identity(path: str) -> Identity:
     return ("file", backing.st_dev, backing.st_ino, offset)
 
 
-def construct(path: str, *, read_only: bool, lock: bool) -> Member:
+def construct(path: str, *, read_only: bool, lock: bool, direct: bool = False) -> Member:
     """Opened, but its label not looked at. MemberError, MemberBusy, LabelMissing, UsageError."""
     kind = kind_of(path)
     path = os.path.abspath(path)
     if kind == "directory":
-        return DirectoryMember(path, read_only=read_only, lock=lock)
+        return DirectoryMember(path, read_only=read_only, lock=lock, direct=direct)
     if kind == "image":
-        return ImageMember(path, read_only=read_only, lock=lock)
-    return DeviceMember(path, read_only=read_only, lock=lock)
+        return ImageMember(path, read_only=read_only, lock=lock, direct=direct)
+    return DeviceMember(path, read_only=read_only, lock=lock, direct=direct)
 
 
-def open_member(path: str, *, read_only: bool = False, lock: bool | None = None) -> Member:
+def open_member(
+    path: str, *, read_only: bool = False, lock: bool | None = None, direct: bool = False
+) -> Member:
     """Open the member at `path` with the sizes that its own label gives it.
 
-    lock: by default only if not read_only. MemberError, MemberBusy, LabelMissing, LabelError.
+    lock: by default only if not read_only. direct: columns past the page cache.
+    MemberError, MemberBusy, LabelMissing, LabelError; UsageError if `direct` can't be.
     """
-    member = construct(path, read_only=read_only, lock=not read_only if lock is None else lock)
+    lock = not read_only if lock is None else lock
+    member = construct(path, read_only=read_only, lock=lock, direct=direct)
     try:
         member.adopt(read_labels(member))
     except BaseException:

@@ -37,8 +37,11 @@ from raidfs.raid.directory import lock_file
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES, Label, Parameters
 from raidfs.raid.member import (
     Descriptors,
+    Lent,
     Member,
     MetaFile,
+    are_aligned,
+    open_direct,
     read_bytes,
     read_up_to,
     said_of,
@@ -48,6 +51,8 @@ from raidfs.raid.member import (
 MIB = 1 << 20
 META_OFFSET_BYTES = LABEL_COPIES * LABEL_BYTES
 ROOM_UNKNOWN_BYTES = 1 << 60
+
+_REST, _COLUMNS = 0, 1  # what a descriptor is for
 
 _WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 _SQLITE_MAGIC = b"SQLite format 3\0"
@@ -87,25 +92,36 @@ class Geometry:
 class RawMember(Member):
     """What image and device share. Before `adopt` only the label can be reached."""
 
-    def __init__(self, path: str, *, read_only: bool = False, lock: bool = True) -> None:
+    lends = True
+
+    def __init__(
+        self, path: str, *, read_only: bool = False, lock: bool = True, direct: bool = False
+    ) -> None:
         self.path = path
         self.read_only = read_only
-        fd = self._open(lock)
+        self.direct = direct
+        fd = column_fd = self._open(lock)
         try:
             if lock:
                 lock_file(fd, path)
             self.bytes_total = os.lseek(fd, 0, os.SEEK_END)
+            if direct:  # what the open file is, whatever has come to stand at its path
+                column_fd = open_direct(path, f"/proc/self/fd/{fd}", self._flags())
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+        self._column_fd = column_fd
         self._descriptors = Descriptors(path, self._duplicate)
         self._geometry: Geometry | None = None
         self._sizes: dict[MetaFile, int] = {}
         self._sizes_lock = threading.Lock()
 
+    def _flags(self) -> int:
+        return os.O_CLOEXEC | (os.O_RDONLY if self.read_only else os.O_RDWR)
+
     def _open(self, lock: bool) -> int:
-        flags = os.O_CLOEXEC | (os.O_RDONLY if self.read_only else os.O_RDWR)
+        flags = self._flags()
         if lock:
             flags |= self._exclusive
         with said_of(self.path, "opening"):
@@ -122,13 +138,13 @@ class RawMember(Member):
     _exclusive = 0
 
     def _duplicate(self, key: Hashable) -> int:
-        return os.dup(self._fd)
+        return os.dup(self._column_fd if key == _COLUMNS else self._fd)
 
     def close(self) -> None:
         self._descriptors.close()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        for fd in {self._fd, self._column_fd} - {-1}:
             os.close(fd)
+        self._fd = self._column_fd = -1
 
     def adopt(self, label: Label) -> None:
         super().adopt(label)
@@ -163,13 +179,13 @@ class RawMember(Member):
     def read_label(self, copy: int) -> bytes:
         assert 0 <= copy < LABEL_COPIES
         out = bytearray(LABEL_BYTES)
-        with said_of(self.path, "reading the label"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, "reading the label"), self._descriptors.borrow(_REST) as fd:
             got = read_up_to(fd, copy * LABEL_BYTES, memoryview(out))
         return bytes(out[:got])
 
     def write_label(self, copy: int, data: bytes) -> None:
         assert not self.read_only and 0 <= copy < LABEL_COPIES and len(data) == LABEL_BYTES
-        with said_of(self.path, "writing the label"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, "writing the label"), self._descriptors.borrow(_REST) as fd:
             write_whole(fd, copy * LABEL_BYTES, data)
             os.fsync(fd)
 
@@ -183,7 +199,7 @@ class RawMember(Member):
     def _area_read(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes:
         start, area_bytes = self.geometry.area(file)
         assert offset_bytes + nbytes <= area_bytes or nbytes == 0
-        with said_of(self.path, f"reading {file.value}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"reading {file.value}"), self._descriptors.borrow(_REST) as fd:
             return read_bytes(fd, start + offset_bytes, nbytes)
 
     def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None:
@@ -193,7 +209,7 @@ class RawMember(Member):
         if end > area_bytes:
             raise MemberFull(f"{self.path}: the metadata area is full", self.path)
         size = self.meta_size(file)
-        with said_of(self.path, f"writing {file.value}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"writing {file.value}"), self._descriptors.borrow(_REST) as fd:
             if offset_bytes > size:  # a file would show zeros between
                 write_whole(fd, start + size, bytes(offset_bytes - size))
             write_whole(fd, start + offset_bytes, data)
@@ -206,7 +222,7 @@ class RawMember(Member):
         if nbytes > area_bytes:
             raise MemberFull(f"{self.path}: the metadata area is full", self.path)
         size = self.meta_size(file)
-        with said_of(self.path, f"truncating {file.value}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"truncating {file.value}"), self._descriptors.borrow(_REST) as fd:
             if nbytes > size:
                 write_whole(fd, start + size, bytes(nbytes - size))
             elif file is MetaFile.WAL or nbytes == 0:  # promise 1
@@ -231,7 +247,7 @@ class RawMember(Member):
             return self._sizes.setdefault(file, size)
 
     def meta_sync(self, file: MetaFile) -> None:
-        with said_of(self.path, f"syncing {file.value}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"syncing {file.value}"), self._descriptors.borrow(_REST) as fd:
             os.fdatasync(fd)
 
     def meta_limit(self, file: MetaFile) -> int:
@@ -257,8 +273,9 @@ class RawMember(Member):
         self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
     ) -> None:
         out = out.cast("B") if out.ndim != 1 or out.format != "B" else out
+        assert not self.direct or are_aligned(out)
         start = self._slot_offset(slot, offset_bytes, len(out))
-        with said_of(self.path, f"reading slot {slot}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"reading slot {slot}"), self._descriptors.borrow(_COLUMNS) as fd:
             got = read_up_to(fd, start, out)
         if got < len(out):
             raise MemberError(f"{self.path}: it ends inside slot {slot}", self.path)
@@ -267,7 +284,15 @@ class RawMember(Member):
         self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
     ) -> bool:
         start = self._slot_offset(slot, offset_bytes, len(out))
-        return self._read_cached(self._descriptors.borrow(0), start, out)
+        return self._read_cached(self._descriptors.borrow(_COLUMNS), start, out)
+
+    def column_descriptor(self, zone: int, column: int, slot: int) -> tuple[int, int] | None:
+        start = self._slot_offset(slot, 0, 0)
+        return self._descriptor_of(self._descriptors.borrow(_COLUMNS), start)
+
+    def column_borrow(self, zone: int, column: int, slot: int) -> Lent:
+        start = self._slot_offset(slot, 0, 0)
+        return Lent(self.path, self._descriptors.borrow(_COLUMNS), start, f"slot {slot}")
 
     def column_write(
         self,
@@ -278,13 +303,13 @@ class RawMember(Member):
         addresses: npt.NDArray[np.uint64],
         cell_bytes: int,
     ) -> None:
-        assert not self.read_only
+        assert not self.read_only and (not self.direct or are_aligned(addresses))
         start = self._slot_offset(slot, offset_bytes, len(addresses) * cell_bytes)
-        with said_of(self.path, f"writing slot {slot}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"writing slot {slot}"), self._descriptors.borrow(_COLUMNS) as fd:
             native.write_cells(fd, start, addresses, cell_bytes)
 
     def column_sync(self, zone: int, column: int, slot: int) -> None:
-        with said_of(self.path, f"syncing slot {slot}"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, f"syncing slot {slot}"), self._descriptors.borrow(_COLUMNS) as fd:
             os.fdatasync(fd)
 
     def column_exists(self, zone: int, column: int, slot: int) -> bool:
@@ -303,8 +328,10 @@ class DeviceMember(RawMember):
     kind = "device"
     _exclusive = os.O_EXCL
 
-    def __init__(self, path: str, *, read_only: bool = False, lock: bool = True) -> None:
-        super().__init__(path, read_only=read_only, lock=lock)
+    def __init__(
+        self, path: str, *, read_only: bool = False, lock: bool = True, direct: bool = False
+    ) -> None:
+        super().__init__(path, read_only=read_only, lock=lock, direct=direct)
         assert stat.S_ISBLK(os.fstat(self._fd).st_mode)
 
     def _open(self, lock: bool) -> int:
@@ -330,7 +357,7 @@ class ImageMember(RawMember):
         super().column_create(zone, column, slot, nbytes)
         start = self._slot_offset(slot, 0, nbytes)
         doing = f"a column of {nbytes} bytes"
-        with said_of(self.path, doing), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, doing), self._descriptors.borrow(_COLUMNS) as fd:
             try:
                 os.posix_fallocate(fd, start, nbytes)
             except OSError:
@@ -341,7 +368,7 @@ class ImageMember(RawMember):
     def column_remove(self, zone: int, column: int, slot: int) -> None:
         """Best effort: where holes can't be punched, the room stays with the image."""
         start = self._slot_offset(slot, 0, 0)
-        with said_of(self.path, "giving back a column"), self._descriptors.borrow(0) as fd:
+        with said_of(self.path, "giving back a column"), self._descriptors.borrow(_COLUMNS) as fd:
             _punch_hole(fd, start, self.geometry.zone_bytes)
 
 

@@ -66,7 +66,8 @@ class Rebuild:
         """The column's cells, zeros where nothing was read."""
         if column not in self.content:
             shape = (len(self.solved), self._cell_bytes)
-            self.content[column] = np.zeros(shape, dtype=np.uint8)
+            self.content[column] = native.aligned(shape)
+            self.content[column][:] = 0
         return self.content[column]
 
     def cells_to_read(self) -> list[tuple[int, int, int]]:

@@ -21,6 +21,7 @@ _TRAILER = struct.Struct("<I4s")
 _MAGIC = b"rfdb"
 _CONTENT_BYTES = PAGE_BYTES - RESERVED_BYTES
 _WRITE_BYTES_MAX = 4 << 20
+_ONE_RUN_WRITES_MAX = 256
 
 
 def page_crc(page: bytes, offset_bytes: int) -> int:
@@ -63,8 +64,22 @@ class Batch:
     taken: bool = False  # on its way to the members: later writes belong to a new batch
     writes: dict[int, bytes] = field(default_factory=dict)  # offset -> bytes, never overlapping
 
+    def _is_one_run(self) -> bool:
+        """What a small commit appends to the log: each write came where the one before ended."""
+        if not self.writes or len(self.writes) > _ONE_RUN_WRITES_MAX:
+            return False
+        start = end = next(iter(self.writes))
+        for offset, data in self.writes.items():
+            if offset != end:
+                return False
+            end += len(data)
+        return end - start <= _WRITE_BYTES_MAX
+
     def runs(self) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) ascending, neighbours joined to large writes."""
+        if self._is_one_run():
+            yield next(iter(self.writes)), b"".join(self.writes.values())
+            return
         start, end, parts = 0, 0, list[bytes]()
         for offset in sorted(self.writes):
             if parts and (offset != end or end - start >= _WRITE_BYTES_MAX):

@@ -7,14 +7,16 @@ the pages where they lie in memory; then each member gets one contiguous write p
 
 Promises (numbers of docs/ARCHITECTURE.md):
  1. Rows come from `Space.rows_for`, which hands out each row once.
- 2. Rows are sealed when `sync` has returned: a sync has finished on every member that holds one.
-    Members that failed are named, and the caller records the loss before the commit.
+ 2. Rows are sealed when the syncs that `write` was asked for, or else `sync`, have returned: then
+    one has finished on every member that holds one. Members that failed are named, and the caller
+    records the loss before the commit.
 
 Cells left over in the last rows are absent: zeros by definition, neither written nor read.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,9 +26,14 @@ import numpy.typing as npt
 from .. import native
 from ..raid.array import Array
 from ..raid.code import Code, burst_cells, present
-from .space import ROW_SHIFT, ZONE_SHIFT, Rows, Zone
+from ..raid.one_row import encode_row, write_row
+from ..raid.writing import lends_all, write_rows
+from .space import ROW_SHIFT, ZONE_SHIFT, Offload, Rows, Zone
 
+FEW = 16  # pages that a loop is through with before numpy has begun
+_RUN = struct.Struct("<QQQ")
 U64 = npt.NDArray[np.uint64]
+AT_ONCE_BYTES_MAX = 512 << 10  # to encode on the event loop: 25 us, and a thread costs 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,9 @@ class Burst:
 
     def cells(self) -> U64:
         """The cell address of each page."""
+        if self.rows.rows == 1:  # page i in column i, whatever the layout
+            first = self.rows.zone.map.zone << ZONE_SHIFT | self.rows.row << ROW_SHIFT
+            return np.arange(first, first + self.rows.pages, dtype=np.uint64)
         column, row = burst_cells(self.code, self.rows.pages)
         zone = np.uint64(self.rows.zone.map.zone) << np.uint64(ZONE_SHIFT)
         row_bits = (row + self.rows.row).astype(np.uint64) << np.uint64(ROW_SHIFT)
@@ -51,20 +61,43 @@ class Burst:
 
     def owner_runs(self) -> bytes:
         """Whose pages the burst holds: little-endian uint64 triples (inode, first page, count)."""
+        if len(self.inos) <= FEW:
+            return self._few_runs()
         ends = (self.inos[1:] != self.inos[:-1]) | (self.indexes[1:] != self.indexes[:-1] + 1)
         starts = np.concatenate(([0], np.flatnonzero(ends) + 1))
         counts = np.diff(np.concatenate((starts, [len(self.inos)])))
         runs = np.column_stack((self.inos[starts], self.indexes[starts], counts.astype(np.uint64)))
         return np.ascontiguousarray(runs, dtype="<u8").tobytes()
 
+    def _few_runs(self) -> bytes:
+        runs: list[list[int]] = []
+        for ino, index in zip(self.inos.tolist(), self.indexes.tolist(), strict=True):
+            if runs and runs[-1][0] == ino and sum(runs[-1][1:]) == index:
+                runs[-1][2] += 1
+            else:
+                runs.append([ino, index, 1])
+        return b"".join([_RUN.pack(*run) for run in runs])
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """data (k, rows): where the pages lie, 0 where none is; parity (m, rows, cell_bytes); crcs
+    (width, rows)."""
+
+    data: U64
+    parity: npt.NDArray[np.uint8]
+    crcs: npt.NDArray[np.uint32]
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """`crcs`: uint32 (rows, width), as the checksum table keeps them. `failed`: lost by it."""
+    """`crcs`: uint32 (rows, width), as the checksum table keeps them. `failed`: lost by it.
+    `synced`: with it the zone's columns were."""
 
     burst: Burst
     crcs: npt.NDArray[np.uint32]
     failed: set[int]
+    synced: bool
 
 
 def plan(taken: list[Rows], inos: U64, indexes: U64, addresses: U64) -> list[Burst]:
@@ -79,18 +112,81 @@ def plan(taken: list[Rows], inos: U64, indexes: U64, addresses: U64) -> list[Bur
     return bursts
 
 
-def write(array: Array, burst: Burst, cell_bytes: int) -> Written:
-    """In a thread: encode and write all columns. The rows are sealed once `sync` says so."""
+def is_one_row(array: Array, bursts: list[Burst]) -> bool:
+    """A single burst of a single row, on members that lend descriptors."""
+    return (
+        len(bursts) == 1 and bursts[0].rows.rows == 1 and lends_all(array, bursts[0].rows.zone.map)
+    )
+
+
+def encode(burst: Burst, cell_bytes: int) -> Encoded:
+    """Parity and checksums. Any thread."""
     code, rows = burst.code, burst.rows
     data = np.zeros((code.k, rows.rows), dtype=np.uint64)
     column, row = burst_cells(code, rows.pages)
     data[column, row] = burst.addresses
-    parity = np.empty((code.m, rows.rows, cell_bytes), dtype=np.uint8)
-    crcs = native.encode(code.parity, data, parity, cell_bytes)
-    failed = array.write_burst(
-        rows.zone.map, rows.row, rows.rows, data, parity, present(code, rows.pages), sync=False
+    parity = native.aligned((code.m, rows.rows, cell_bytes))
+    return Encoded(data, parity, native.encode(code.parity, data, parity, cell_bytes))
+
+
+def syncs(bursts: list[Burst]) -> list[npt.NDArray[np.bool_]]:
+    """For each burst the columns (width,) to sync after it: with the last burst of a zone, all that
+    hold a cell of any of the zone's bursts."""
+    held: dict[int, npt.NDArray[np.bool_]] = {}
+    found = []
+    for burst in bursts:
+        zone = burst.rows.zone.map.zone
+        columns = present(burst.code, burst.rows.pages).any(axis=1)
+        held[zone] = held.get(zone, np.zeros_like(columns)) | columns
+    for burst in reversed(bursts):
+        nothing = np.zeros(burst.code.width, dtype=np.bool_)
+        found.append(held.pop(burst.rows.zone.map.zone, nothing))
+    return found[::-1]
+
+
+async def write(
+    array: Array,
+    burst: Burst,
+    cell_bytes: int,
+    offload: Offload,
+    synced: npt.NDArray[np.bool_],
+) -> Written:
+    """Encode and write all columns, and sync those of `synced`, if members lend descriptors: a
+    small burst then leaves the event loop's thread for nothing but the engine. Otherwise write them
+    in a thread; then the rows are sealed once `sync` says so."""
+    rows = burst.rows
+    if not lends_all(array, rows.zone.map):
+        written: Written = await offload(write_in_thread, array, burst, cell_bytes)
+        return written
+    if rows.pages * cell_bytes <= AT_ONCE_BYTES_MAX:
+        encoded = encode(burst, cell_bytes)
+    else:
+        encoded = await offload(encode, burst, cell_bytes)
+    there = present(burst.code, rows.pages)
+    failed = await write_rows(
+        array, rows.zone.map, rows.row, encoded.data, encoded.parity, there, synced
     )
-    return Written(burst, np.ascontiguousarray(crcs.T), failed)
+    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, bool(synced.any()))
+
+
+async def write_one_row(array: Array, burst: Burst, cell_bytes: int) -> Written:
+    """As `write`, of a burst of one row, with its syncs. Members lend descriptors."""
+    zone, pages = burst.rows.zone.map, burst.addresses.tolist()
+    cells, crcs, kept = encode_row(zone, pages, cell_bytes)
+    failed = await write_row(array, zone, burst.rows.row, cells)
+    del kept
+    return Written(burst, crcs, failed, True)
+
+
+def write_in_thread(array: Array, burst: Burst, cell_bytes: int) -> Written:
+    """Encode and write all columns. Nothing is synced."""
+    rows = burst.rows
+    encoded = encode(burst, cell_bytes)
+    there = present(burst.code, rows.pages)
+    failed = array.write_burst(
+        rows.zone.map, rows.row, rows.rows, encoded.data, encoded.parity, there, sync=False
+    )
+    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, False)
 
 
 def sync(array: Array, zones: Iterable[Zone]) -> set[int]:

@@ -6,8 +6,10 @@
    within a statement, it rolls back the *whole* transaction, the changes of others included,
    savepoint or not. So each change first spends from a credit of pages, by a bound on what a
    statement can allocate or dirty; when the credit is used up, it is measured anew. OutOfSpace
-   then means: nothing was changed.
+   then means: nothing was changed. What is *owed* (`_owe`) counts as spent already.
 3. The same credit keeps the transaction within the log: a log on a raw member is a fixed region.
+   Members are asked what they can take each time that a few hundred pages were spent, and whenever
+   room is scarce; a commit alone is no reason.
 4. If a transaction is lost nevertheless, `broken` says so and everything after raises; a new
    opening finds the last commit.
 5. Errors of the world leave as classes of raidfs.errors.
@@ -15,7 +17,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,28 +32,43 @@ from raidfs.store.mirror import Mirror
 INF = 2**63 - 1
 CACHE_BYTES = 64 << 20
 CHECKPOINT_FRAMES = 1000  # copying a page takes the loop about 20 microseconds
-_STATEMENT_PAGES = 4  # more than a statement dirties, splits averaged over those without
+STATEMENT_PAGES = 4  # more than a statement dirties, splits averaged over those without
 _RESERVE_PAGES_MIN = 64
 _RESERVE_PAGES_MAX = 4096
 _FLOOR_PAGES = 16  # never used: more than one statement takes beyond its bound
+_CREDIT_PAGES_MAX = 1024  # then it is measured anew, and the members are asked what they can take
 
 _Row = tuple[Any, ...]
 
 
+def needed(born: int, died: int, retained: tuple[int, ...]) -> bool:
+    """Some retained epoch (ascending) sees the version."""
+    index = bisect_left(retained, born)
+    return index < len(retained) and retained[index] < died
+
+
 class Database:
-    """See the module. Not to be used by itself: Meta is the one object that callers see."""
+    """See the module. Not to be used by itself: Meta is the one object that callers see.
+    `retained`: ascending epochs that snapshots hold. `durable`: the newest committed."""
+
+    retained: tuple[int, ...] = ()
 
     def __init__(self, mirror: Mirror, connection: apsw.Connection) -> None:
         self.mirror = mirror
         self.broken: str | None = None
+        self.durable = 0
         self._db = connection
+        self._died: dict[str, int] = {}  # the newest epoch in which a version of the table died
         self._in_atomic = False
+        self._unsaved = False  # in `atomic`, and nothing was changed so far: no savepoint yet
         self._privileged = 0  # depth of `reserve`
         self._freeing = False
         self._loose = False  # the credit was measured with part of the reserve
         self._tight = False  # the reserve was touched since the last commit
         self._credit = 0  # pages that may be spent before room is measured again
         self._spent = 0  # since the last commit or spill: bounds what a commit appends to the log
+        self._owed = 0  # pages of changes that were told, and that only the cut will make
+        self._unasked = _CREDIT_PAGES_MAX  # pages spent since the members were asked for limits
         self._reusable: tuple[int, int] | None = None  # state of a log that is wholly checkpointed
         self._page_limit = 0
         self._reserve_pages = _RESERVE_PAGES_MIN
@@ -61,9 +79,24 @@ class Database:
         if self.broken is not None:  # without a transaction it would take effect at once
             raise RaidfsError(self.broken)
         try:
+            if self._unsaved:
+                self._db.execute("SAVEPOINT operation")
+                self._unsaved = False
             self._db.execute(sql, values)
         except Exception as error:
             raise self._told(error) from error
+
+    def _run_many(self, sql: str, values: Sequence[_Row]) -> None:
+        """One statement for each of `values`, each of which must change one row."""
+        if self.broken is not None:
+            raise RaidfsError(self.broken)
+        assert not self._in_atomic
+        before = self._db.total_changes()
+        try:
+            self._db.executemany(sql, values)
+        except Exception as error:
+            raise self._told(error) from error
+        assert self._db.total_changes() - before == len(values)
 
     def _row(self, sql: str, values: _Row = ()) -> _Row | None:
         try:
@@ -102,9 +135,7 @@ class Database:
 
     def _begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
-        self._measure_limit()
-        self._credit = 0
-        self._db.pragma("max_page_count", self._page_limit)  # should the credit ever be wrong
+        self._credit = max(0, min(self._credit, self._log_room(self._log_limit() // 2)))
 
     def _end(self) -> None:
         """COMMIT: into the log, synced by nobody yet."""
@@ -113,21 +144,27 @@ class Database:
         self._spent = 0
         self._tight = False
 
-    @contextmanager
-    def _savepoint(self) -> Iterator[None]:
+    def _enter(self) -> None:
+        """From here to `_leave` all changes happen, or none. Not to be nested."""
         assert not self._in_atomic
-        self._in_atomic = True
+        self._in_atomic = self._unsaved = True
+
+    def _leave(self, failed: bool) -> None:
+        """If nothing was changed, there is nothing to release: SQLite was never told."""
+        saved = not self._unsaved
+        self._in_atomic = self._unsaved = False
+        if not saved:
+            return
         try:
-            self._run("SAVEPOINT operation")
-            yield
-            self._run("RELEASE operation")
+            if not failed:
+                self._run("RELEASE operation")
         except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK TO operation")
-                self._db.execute("RELEASE operation")
+            failed = True
             raise
         finally:
-            self._in_atomic = False
+            if failed and self._db.in_transaction:
+                self._db.execute("ROLLBACK TO operation")
+                self._db.execute("RELEASE operation")
 
     def checkpoint_if_due(self) -> bool:
         """Move the log's pages towards the database when it has become long. In memory: what is
@@ -153,15 +190,9 @@ class Database:
 
     # -- room -------------------------------------------------------------------------------------
 
-    @contextmanager
-    def reserve(self) -> Iterator[None]:
+    def reserve(self) -> _Reserve:
         """Inside, the last reserve may be used: what must succeed once data is on the members."""
-        self._privileged += 1
-        try:
-            yield
-        finally:
-            self._privileged -= 1
-            self._tighten()
+        return _Reserve(self)
 
     def _tighten(self) -> None:
         """A credit that was measured with less kept free is void."""
@@ -191,6 +222,15 @@ class Database:
         pages, free = self._pages()
         return (pages - free) * PAGE_BYTES, (self._page_limit - self._reserve_pages) * PAGE_BYTES
 
+    def versions_at_cut(self, most: int) -> int:
+        """For how many inodes, `most` at most, a cut may write new versions out of the last reserve
+        although nobody asked for room before: each dirties or adds two pages, if every search tree
+        splits, and they shall not take more than a quarter of the reserve or an eighth of the
+        log."""
+        if not self._page_limit:
+            self._measure_limit()
+        return min(most, self._reserve_pages // 8, self._log_limit() // 16)
+
     def wal_bytes_max(self) -> int:
         """The most bytes that the log may have, over all members."""
         return self.mirror.wal_room()[1]
@@ -201,7 +241,7 @@ class Database:
         that removed files still take."""
         if self._tight:
             return True
-        used = self._log_frames() + self._spent
+        used = self._log_frames() + self._spent + self._owed
         return 4 * used * FRAME_BYTES > self.wal_bytes_max()
 
     def _log_frames(self) -> int:
@@ -221,40 +261,90 @@ class Database:
     def _measure_limit(self) -> None:
         """Members in directories have what their file systems have, which others use as well."""
         limit = self.mirror.limit_bytes(MetaFile.DB) // PAGE_BYTES
-        reserve = min(max(limit // 20, _RESERVE_PAGES_MIN), _RESERVE_PAGES_MAX)
-        self._page_limit, self._reserve_pages = limit, reserve
+        self._reserve_pages = min(max(limit // 20, _RESERVE_PAGES_MIN), _RESERVE_PAGES_MAX)
         self.mirror.limit_bytes(MetaFile.WAL)
+        self._unasked = 0
+        if limit != self._page_limit:
+            self._page_limit = limit
+            self._db.pragma("max_page_count", limit)  # should the credit ever be wrong
 
     def _spend(self, blob_bytes: int = 0) -> None:
         """Promise 2: before each change."""
-        pages = _STATEMENT_PAGES + blob_bytes // 2048
+        pages = STATEMENT_PAGES + blob_bytes // 2048
         if self._credit < pages:
             self._measure(pages)
         self._credit -= pages
         self._spent += pages
+        self._unasked += pages
+
+    def _owe(self, pages: int) -> None:
+        """Promise 2 for what is told now and written at the cut, which can't refuse it."""
+        if self._credit < pages:
+            self._measure(pages)
+        self._credit -= pages
+        self._owed += pages
+
+    def _pay(self) -> None:
+        """What was owed may be spent."""
+        self._credit, self._owed = self._credit + self._owed, 0
+
+    def _unused(self) -> int:
+        pages, free = self._pages()
+        return self._page_limit - pages + free - self._owed
 
     def _measure(self, wanted: int) -> None:
+        """A credit for `wanted` pages or more. OutOfSpace."""
         if self.broken is not None:
             raise RaidfsError(self.broken)
-        self._measure_limit()
-        kept = self._kept(self._reserve_pages)
-        pages, free = self._pages()
-        room = self._page_limit - pages + free - kept
-        self._tight = self._tight or room + kept < self._reserve_pages
+        if self._unasked >= min(_CREDIT_PAGES_MAX, self._reserve_pages // 4):
+            self._measure_limit()
+        unused = self._unused()
+        if self._unasked and unused < 2 * self._reserve_pages:  # scarce: what is there right now?
+            self._measure_limit()
+            unused = self._unused()
+        self._tight = self._tight or unused < self._reserve_pages
+        self._loose = False
+        room = min(unused - self._reserve_pages, self._log_room(self._log_limit() // 2))
         if room < wanted:
-            raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
-        self._credit = min(room, self._log_room(wanted))
-        self._loose = self._freeing or self._privileged > 0
+            self._loose = self._freeing or self._privileged > 0
+            room = self._last_room(wanted, unused)
+        self._credit = min(room, max(wanted, _CREDIT_PAGES_MAX))
 
-    def _log_room(self, wanted: int) -> int:
-        """Frames that the open transaction may still add to the log."""
-        limit = self.wal_bytes_max() // FRAME_BYTES - 1
-        kept = self._kept(limit // 2)
-        room = limit - kept - self._log_frames() - self._spent
-        if room < wanted and self._spent:
+    def _last_room(self, wanted: int, unused: int) -> int:
+        """With no more kept free than must be, for whoever asks. OutOfSpace."""
+        kept = self._kept(self._reserve_pages)
+        if unused - kept < wanted:
+            raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
+        kept_frames = self._kept(self._log_limit() // 2)
+        frames = self._log_room(kept_frames)
+        if frames < wanted and self._spent:
             self._db.cache_flush()  # what is dirty goes into the log, and can be counted exactly
             self._spent = 0
-            room = limit - kept - self._log_frames()
-        if room < wanted:
+            frames = self._log_room(kept_frames)
+        if frames < wanted:
             raise OutOfSpace("the volume's metadata log is full: it was not committed in time")
-        return room
+        return min(unused - kept, frames)
+
+    def _log_limit(self) -> int:
+        """Frames that the log may have."""
+        return self.wal_bytes_max() // FRAME_BYTES - 1
+
+    def _log_room(self, kept: int) -> int:
+        """Frames that the open transaction may still add to the log, with so many kept free."""
+        return self._log_limit() - kept - self._log_frames() - self._spent - self._owed
+
+
+class _Reserve:
+    """See `Database.reserve`; a class, since every cut and flush passes here."""
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database._privileged += 1
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._database._privileged -= 1
+        self._database._tighten()

@@ -1,11 +1,16 @@
 """One flush: a sealed epoch becomes rows on members, then leaves, checksums and owners.
 
     place():  pages -> bursts -> written and synced          (promise 2: before any leaf says so)
-    apply():  cuts, inline contents and cell addresses -> leaves; the cells they replace are dead
+    apply():  cuts, inline contents, cell addresses and marks -> leaves; what they replace is dead,
+              or has a reference less
 
 Everything that `apply` changes belongs to one transaction, so it may pause between files and let
 the event loop serve others: readers still see the pages and cuts of the sealed epoch in memory,
 which say the same as the leaves will.
+
+Marks are pages without content of their own: holes, and cells that another page has too. Such a
+reference is counted as live here, and recorded (schema.sql, share); what a leaf shares of a zone is
+forgotten when the leaf refers to nothing there any more.
 
 Content of a file that fits in `INLINE_BYTES_MAX` and one page lies in leaf 0 itself; the next
 flush of its page 0 decides anew.
@@ -23,6 +28,7 @@ from .. import native
 from ..pages import LEAF_PAGES, Sealed
 from . import burst
 from .meta import Leaf
+from .space import ZONE_SHIFT
 from .tables import INLINE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 U64 = npt.NDArray[np.uint64]
 LEAF_SHIFT = 8
 LEAVES_PER_TURN = 64  # then others get the event loop
+FEW = 16  # entries that a loop is through with before numpy has begun
+_NONE = np.empty(0, np.uint64)
 
 
 class Flush:
@@ -41,9 +49,13 @@ class Flush:
         self.sealed = sealed
         self.generation = sealed.generation
         inos, indexes, memory = store.pages.sealed_cells(self.generation)
+        self.inline_inos = self.inline_memory = _NONE
         inline = _inline(sealed, inos, indexes)
-        self.inline_inos, self.inline_memory = inos[inline], memory[inline]
-        self.inos, self.indexes, self.memory = inos[~inline], indexes[~inline], memory[~inline]
+        if inline is not None:
+            self.inline_inos, self.inline_memory = inos[inline], memory[inline]
+            inos, indexes, memory = inos[~inline], indexes[~inline], memory[~inline]
+        self.inos, self.indexes, self.memory = inos, indexes, memory
+        self.marks = store.pages.sealed_marks(self.generation)  # inos, indexes, addresses
         self.cells = np.zeros(len(self.inos), dtype=np.uint64)
         self.written: list[burst.Written] = []
         self.touched: set[int] = set()  # zones whose fill or live changes
@@ -58,17 +70,26 @@ class Flush:
             return  # names and inline contents alone: no member's columns to write or sync
         await store.space.prepare(len(self.inos))
         taken = store.space.rows_for(len(self.inos))
+        zones = {rows.zone.map.zone: rows.zone for rows in taken}
+        bursts = burst.plan(taken, self.inos, self.indexes, self.memory)
+        if burst.is_one_row(store.array, bursts):
+            self.written = [await burst.write_one_row(store.array, bursts[0], store.cell_bytes)]
+            self.cells = bursts[0].cells()
+            await self._settle(self.written[0].failed)
+            return
         start = 0
-        for each in burst.plan(taken, self.inos, self.indexes, self.memory):
-            written = await store.offload(burst.write, store.array, each, store.cell_bytes)
+        for each, synced in zip(bursts, burst.syncs(bursts), strict=True):
+            written = await burst.write(store.array, each, store.cell_bytes, store.offload, synced)
+            if written.synced:
+                del zones[each.rows.zone.map.zone]
             await self._settle(written.failed)
             if store.failed is not None:
                 return
             self.cells[start : start + each.rows.pages] = each.cells()
             start += each.rows.pages
             self.written.append(written)
-        zones = {rows.zone.map.zone: rows.zone for rows in taken}
-        await self._settle(await store.offload(burst.sync, store.array, zones.values()))
+        if zones:
+            await self._settle(await store.offload(burst.sync, store.array, zones.values()))
 
     async def _settle(self, failed: set[int]) -> None:
         for member in failed:
@@ -83,16 +104,25 @@ class Flush:
                 rows = each.burst.rows
                 zone = rows.zone.map.zone
                 store.meta.put_crcs(zone, rows.row, each.crcs)
+                store.feed.written(rows.zone, rows.row, each.crcs)
                 store.meta.put_owner(zone, rows.row, rows.rows, rows.pages, each.burst.owner_runs())
                 self.touched.add(zone)
             if len(self.cells):
                 self.touched |= store.space.account(self.cells, +1)
+            if len(self.marks[2]):
+                self._count_shared()
             await self._apply_cuts()
-            await self._apply_inline()
-            await self._apply_cells()
+            if len(self.inline_inos):
+                await self._apply_inline()
+            if not len(self.marks[0]) and len(self.inos) <= FEW:
+                await self._apply_few()
+            else:
+                await self._apply_cells()
+            self.changes = {ino: change for ino, change in self.changes.items() if change}
             for ino, change in self.changes.items():
                 store.meta.add_cells(self.generation, ino, change)
             store.on_cells(self.changes)
+            store.space.let_go(self.generation)
             store.space.store_zones(self.touched, self.generation)
             self._report()
 
@@ -108,14 +138,31 @@ class Flush:
             with self.store.meta.unreserved():  # the others' changes are ordinary ones
                 await trio.lowlevel.checkpoint()
 
+    def _count_shared(self) -> None:
+        """Each mark that names a cell is one more reference to it."""
+        shared = self.marks[2][self.marks[2] != 0]
+        self.touched |= self.store.space.account(shared, +1)
+
     def _dead(self, ino: int, addresses: U64 | None) -> None:
-        """Cells that no leaf of the file refers to any more."""
+        """Cells to which an entry of a leaf refers no more."""
         if addresses is None:
             return
         gone = addresses[addresses != 0]
         if len(gone):
             self.touched |= self.store.space.account(gone, -1)
             self.changes[ino] = self.changes.get(ino, 0) - len(gone)
+
+    def _put(self, ino: int, number: int, old: Leaf | None, new: Leaf | None) -> None:
+        """Change a leaf, and forget what the old one shared of zones that the new one is not in."""
+        meta = self.store.meta
+        meta.put_leaf(self.generation, ino, number, new, new=old is None)
+        if old is None or old.addresses is None or not meta.shared_zones:
+            return
+        gone = set((old.addresses >> np.uint64(ZONE_SHIFT)).tolist())
+        if new is not None and new.addresses is not None:
+            gone -= set((new.addresses >> np.uint64(ZONE_SHIFT)).tolist())
+        for zone in sorted(gone & meta.shared_zones):
+            meta.drop_share(zone, ino, number)
 
     async def _apply_cuts(self) -> None:
         """Everything from a file's cut on becomes a hole."""
@@ -130,11 +177,11 @@ class Flush:
                     self._dead(ino, leaf.addresses[keep:])
                     kept = leaf.addresses.copy()
                     kept[keep:] = 0
-                    meta.put_leaf(self.generation, ino, number, Leaf(kept, leaf.inline))
+                    self._put(ino, number, leaf, Leaf(kept, leaf.inline))
                 number += 1
             for old_number, leaf in meta.leaf_range(ino, number, 1 << 62):
                 self._dead(ino, leaf.addresses)
-                meta.put_leaf(self.generation, ino, old_number, None)
+                self._put(ino, old_number, leaf, None)
                 await self._turn()
             pages.leaf_forget(ino, first >> LEAF_SHIFT)
 
@@ -147,39 +194,106 @@ class Flush:
             old = store.meta.leaf(ino, 0)
             if old is not None:
                 self._dead(ino, old.addresses)
-            store.meta.put_leaf(self.generation, ino, 0, Leaf(None, bytes(content)))
+            self._put(ino, 0, old, Leaf(None, bytes(content)))
             store.pages.leaf_forget(ino, 0)
             await self._turn()
 
+    def _entries(self) -> tuple[U64, U64, U64, npt.NDArray[np.bool_]]:
+        """Inos, indexes and addresses of placed cells and marks together, by (ino, index), and
+        which of the addresses other pages have too."""
+        inos, indexes, addresses = self.inos, self.indexes, self.cells
+        shared = np.zeros(len(inos), dtype=np.bool_)
+        if len(self.marks[0]):
+            inos = np.concatenate((inos, self.marks[0]))
+            indexes = np.concatenate((indexes, self.marks[1]))
+            addresses = np.concatenate((addresses, self.marks[2]))
+            shared = np.concatenate((shared, self.marks[2] != 0))
+            order = np.lexsort((indexes, inos))
+            inos, indexes = inos[order], indexes[order]
+            addresses, shared = addresses[order], shared[order]
+        return inos, indexes, addresses, shared
+
+    def _leaf(self, ino: int, number: int) -> Leaf | None:
+        """As it is before this flush. The cache in memory says the same as the metadata."""
+        addresses = self.store.pages.leaf(ino, number)
+        return self.store.meta.leaf(ino, number) if addresses is None else Leaf(addresses)
+
+    async def _apply_few(self) -> None:
+        """As `_apply_cells`, without marks, for the few pages of a small fsync."""
+        leaves: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        columns = (self.inos.tolist(), self.indexes.tolist(), self.cells.tolist())
+        for ino, index, cell in zip(*columns, strict=True):
+            where, cells = leaves.setdefault((ino, index >> LEAF_SHIFT), ([], []))
+            where.append(index & LEAF_PAGES - 1)
+            cells.append(cell)
+        for (ino, number), entries in leaves.items():
+            self._few_in_leaf(ino, number, *entries)
+            await self._turn()
+
+    def _few_in_leaf(self, ino: int, number: int, where: list[int], cells: list[int]) -> None:
+        """These pages of a leaf, ascending, lie in cells of their own now."""
+        old = self._leaf(ino, number)
+        if old is None or old.addresses is None:
+            addresses = np.zeros(LEAF_PAGES, dtype=np.uint64)
+            gone = []
+        else:
+            addresses = old.addresses.copy()
+            gone = [cell for at in where if (cell := int(addresses[at]))]
+        if gone:
+            self.touched |= self.store.space.account(gone, -1)
+        for at, cell in zip(where, cells, strict=True):
+            addresses[at] = cell
+        self.changes[ino] = self.changes.get(ino, 0) + len(where) - len(gone)
+        inline = old.inline if old is not None and where[0] != 0 else None
+        self._put(ino, number, old, Leaf(addresses, inline))
+        if inline is None:
+            self.store.pages.leaf_put(ino, number, addresses)
+
     async def _apply_cells(self) -> None:
-        """Addresses of the placed cells go into their leaves, one leaf at a time."""
+        """Addresses of the placed cells, and marks, go into their leaves, one leaf at a time."""
         meta, pages = self.store.meta, self.store.pages
-        if not len(self.inos):
+        inos, indexes, cells, shared = self._entries()
+        if not len(inos):
             return
-        numbers = self.indexes >> np.uint64(LEAF_SHIFT)
-        borders = (self.inos[1:] != self.inos[:-1]) | (numbers[1:] != numbers[:-1])
+        numbers = indexes >> np.uint64(LEAF_SHIFT)
+        borders = (inos[1:] != inos[:-1]) | (numbers[1:] != numbers[:-1])
         starts = np.concatenate(([0], np.flatnonzero(borders) + 1))
-        ends = np.concatenate((starts[1:], [len(self.inos)]))
+        ends = np.concatenate((starts[1:], [len(inos)]))
+        where_all = (indexes & np.uint64(LEAF_PAGES - 1)).astype(np.intp)
+        marked = len(self.marks[0]) > 0
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            ino, number = int(self.inos[start]), int(numbers[start])
-            old = meta.leaf(ino, number)
+            ino, number = int(inos[start]), int(numbers[start])
+            if end - start <= FEW and not marked:
+                where_few, few = where_all[start:end].tolist(), cells[start:end].tolist()
+                self._few_in_leaf(ino, number, where_few, few)
+                await self._turn()
+                continue
+            old = self._leaf(ino, number)
             addresses = np.zeros(LEAF_PAGES, dtype=np.uint64)
             if old is not None and old.addresses is not None:
                 addresses[:] = old.addresses
-            where = (self.indexes[start:end] & np.uint64(LEAF_PAGES - 1)).astype(np.intp)
+            where = where_all[start:end]
             inline = old.inline if old is not None else None
             if where[0] == 0:
-                inline = None  # page 0 moves out into a cell
+                inline = None  # page 0 is no longer there
             self._dead(ino, addresses[where])
-            addresses[where] = self.cells[start:end]
-            self.changes[ino] = self.changes.get(ino, 0) + end - start
-            meta.put_leaf(self.generation, ino, number, Leaf(addresses, inline))
+            addresses[where] = cells[start:end]
+            gained = int(np.count_nonzero(cells[start:end]))
+            self.changes[ino] = self.changes.get(ino, 0) + gained
+            self._put(ino, number, old, Leaf(addresses, inline))
+            if marked:
+                of_others = cells[start:end][shared[start:end]]
+                for zone in np.unique(of_others >> np.uint64(ZONE_SHIFT)).tolist():
+                    meta.put_share(zone, ino, number)
             if inline is None:
                 pages.leaf_put(ino, number, addresses)
             await self._turn()
 
 
-def _inline(sealed: Sealed, inos: U64, indexes: U64) -> npt.NDArray[np.bool_]:
-    """Which sealed cells are the whole content of a small file."""
+def _inline(sealed: Sealed, inos: U64, indexes: U64) -> npt.NDArray[np.bool_] | None:
+    """Which sealed cells are the whole content of a small file; None if none is."""
+    few = len(sealed.sizes) <= FEW
+    if few and not any(size <= INLINE_BYTES_MAX for size in sealed.sizes.tolist()):
+        return None
     small = sealed.inos[sealed.sizes.astype(np.uint64) <= np.uint64(INLINE_BYTES_MAX)]
     return np.asarray((indexes == 0) & np.isin(inos, small), dtype=np.bool_)

@@ -9,20 +9,22 @@ something takes the open epoch and is a plain function within the one open trans
     inode in the same epoch (asserted), so recovery finds all of it through the inodes.
  3. Cost is that of a few searches by primary key, whatever the number of files, entries or
     versions.
+ 4. `save_inodes` may put what an epoch made of an inode in the place of the version before, which
+    nobody will ask for again: when no retained epoch sees that one, and the very next commit makes
+    the epoch durable. Should another commit come first, the two versions are made of it before.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import apsw
 import msgspec
 
 from raidfs.errors import OutOfSpace
-from raidfs.store.database import INF, Database
+from raidfs.store.database import INF, STATEMENT_PAGES, Database, needed
 from raidfs.store.mirror import Mirror
 
 PROBES = 8  # positions that a name may have
@@ -44,7 +46,15 @@ INODE_UPDATE = (
     "cells = ? WHERE ino = ? AND born = ?"
 )
 INODE_KILL = "UPDATE inode SET died = ? WHERE ino = ? AND born = ?"
+INODE_REBORN = "UPDATE inode SET born = ? WHERE ino = ? AND born = ?"
+INODE_CELLS_OF = "SELECT cells FROM inode WHERE ino = ? AND born = ?"
+INODE_INSERT_DEAD = (
+    "INSERT INTO inode (ino, generation, mode, uid, gid, rdev, size, nlink, parent, atime_ns, "
+    "mtime_ns, ctime_ns, btime_ns, target, xattrs, cells, born, died) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 INODE_CELLS = "UPDATE inode SET cells = cells + ? WHERE ino = ? AND died > ?"
+INODE_END = "UPDATE inode SET died = ? WHERE ino = ? AND died = 9223372036854775807"
 INODE_DELETE = "DELETE FROM inode WHERE ino = ? AND born = ?"
 INODE_ORPHANS = (
     "SELECT ino FROM inode "
@@ -64,11 +74,14 @@ DIRENT_INSERT = (
     "INSERT INTO dirent (parent, position, born, died, name, ino, kind) "
     "VALUES (?, ?, ?, 9223372036854775807, ?, ?, ?)"
 )
-DIRENT_NEWEST = (
-    "SELECT born, died FROM dirent WHERE parent = ? AND position = ? ORDER BY born DESC LIMIT 1"
+DIRENT_KILL = (
+    "UPDATE dirent SET died = ? "
+    "WHERE parent = ? AND position = ? AND born < ? AND died = 9223372036854775807"
 )
-DIRENT_KILL = "UPDATE dirent SET died = ? WHERE parent = ? AND position = ? AND born = ?"
-DIRENT_DELETE = "DELETE FROM dirent WHERE parent = ? AND position = ? AND born = ?"
+DIRENT_DELETE = (
+    "DELETE FROM dirent "
+    "WHERE parent = ? AND position = ? AND born = ? AND died = 9223372036854775807"
+)
 DIRENT_LIST = (
     "SELECT position, name, ino, kind FROM dirent "
     "WHERE parent = ? AND position > ? AND died = 9223372036854775807 ORDER BY position LIMIT ?"
@@ -137,6 +150,12 @@ class Version(msgspec.Struct, frozen=True):
         return self.died == INF
 
 
+def _update_of(row: InodeRow) -> tuple[Any, ...]:
+    """The values of INODE_UPDATE, for the version that the row stands for."""
+    values = msgspec.structs.astuple(row)
+    return (*values[1:-1], values[0], values[-1])
+
+
 class _Account:
     """What an epoch that isn't durable yet changes in the row of `state`."""
 
@@ -145,6 +164,22 @@ class _Account:
     def __init__(self, first_ino: int = INF, inodes: int = 0) -> None:
         self.first_ino = first_ino
         self.inodes = inodes
+
+
+class _Atomic:
+    """See `Inodes.atomic`; a class, since each change of a name passes here."""
+
+    __slots__ = ("_changed", "_freeing", "_inodes")
+
+    def __init__(self, inodes: Inodes, freeing: bool) -> None:
+        self._inodes = inodes
+        self._freeing = freeing
+
+    def __enter__(self) -> None:
+        self._changed = self._inodes._begin_atomic(self._freeing)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._inodes._end_atomic(error is not None, self._changed)
 
 
 class Inodes(Database):
@@ -156,34 +191,49 @@ class Inodes(Database):
         self.next_ino = 2
         self._hash_key = b""
         self._accounts: dict[int, _Account] = {}  # by epoch, of those not durable
+        self._probed: tuple[int, bytes, int, list[Any]] | None = None  # the last name looked for
         self._touched: dict[int, int] = {}  # ino -> newest epoch (not durable) with a version of it
-        self._journal: list[tuple[Any, int, int | None]] | None = None  # see `atomic`
+        self._replaced: list[tuple[int, InodeRow, InodeRow]] = []  # epoch, before, now: promise 4
+        self._journal: list[tuple[Any, int, Any]] | None = None  # see `atomic`
 
-    @contextmanager
-    def atomic(self, freeing: bool = False) -> Iterator[None]:
+    def atomic(self, freeing: bool = False) -> _Atomic:
         """All changes inside happen, or, after an exception, none; the rows' `born` go back, too.
         Not to be nested. `freeing`: it gives room back, so it may use half of the reserve."""
-        changed, self._journal = self.changed, []
-        accounts = {e: _Account(a.first_ino, a.inodes) for e, a in self._accounts.items()}
-        self._freeing = freeing
+        return _Atomic(self, freeing)
+
+    def _begin_atomic(self, freeing: bool) -> bool:
+        self._enter()
+        self._journal, self._freeing = [], freeing
+        return self.changed
+
+    def _end_atomic(self, failed: bool, changed: bool) -> None:
+        """`changed`: what `_begin_atomic` returned."""
+        journal, self._journal, self._freeing = self._journal, None, False
         try:
-            with self._savepoint():
-                yield
+            self._leave(failed)
         except BaseException:
-            self.changed, self._accounts = changed, accounts
-            for what, key, old in reversed(self._journal):
-                if isinstance(what, InodeRow):
-                    what.born = key
-                elif old is None:
-                    del what[key]
-                else:
-                    what[key] = old
+            failed = True
             raise
         finally:
-            self._journal = None
-            self._freeing = False
+            if failed:
+                self.changed = changed
+                self._probed = None
+                self._take_back(journal or [])
             if not self._privileged:
                 self._tighten()
+
+    @staticmethod
+    def _take_back(journal: list[tuple[Any, int, Any]]) -> None:
+        """What is in memory goes back as the statements do."""
+        for what, key, old in reversed(journal):
+            if isinstance(what, InodeRow):
+                what.born = key
+            elif isinstance(what, _Account):
+                what.first_ino, what.inodes = key, old
+            elif old is None:
+                del what[key]
+            else:
+                what[key] = old
 
     def note_cut(self, epoch: int) -> None:
         """The epoch is closed; changes come with higher ones from here on."""
@@ -199,9 +249,14 @@ class Inodes(Database):
                 self._journal.append((self._touched, ino, old))
 
     def _account(self, epoch: int) -> _Account:
+        """About to be changed."""
         account = self._accounts.get(epoch)
         if account is None:
             account = self._accounts[epoch] = _Account()
+            if self._journal is not None:
+                self._journal.append((self._accounts, epoch, None))
+        elif self._journal is not None:
+            self._journal.append((account, account.first_ino, account.inodes))
         return account
 
     # -- inodes -----------------------------------------------------------------------------------
@@ -229,17 +284,70 @@ class Inodes(Database):
         """The inode is as `row` says from this epoch on. Sets row.born."""
         self._spend(len(row.target or b""))
         if row.born == epoch:
-            values = msgspec.structs.astuple(row)
-            self._run(INODE_UPDATE, (*values[1:-1], row.ino, epoch))
+            self._run(INODE_UPDATE, _update_of(row))
         else:
             assert row.born < epoch
             self._spend()
             self._run(INODE_KILL, (epoch, row.ino, row.born))
+            self._died["inode"] = epoch
             if self._changes() == 1:
                 self._set_born(row, epoch)
                 self._run(INODE_INSERT, msgspec.structs.astuple(row))
         assert self._changes() == 1, "no such version"
         self._touch(epoch, row.ino)
+
+    def owe_inode(self, row: InodeRow, freeing: bool = False) -> None:
+        """Take the room now that `save_inodes` will need for an inode not yet changed in this
+        epoch: a cut can't be refused."""
+        self._freeing = freeing
+        try:
+            self._owe(2 * STATEMENT_PAGES + len(row.target or b"") // 2048)
+        finally:
+            self._freeing = False
+            if not self._privileged:
+                self._tighten()
+
+    def save_inodes(self, epoch: int, rows: list[tuple[InodeRow, InodeRow | None]]) -> None:
+        """At the cut: each inode as it is now, and as it was before its first change of the epoch
+        (None: `save_inode` made a version since)."""
+        self._pay()
+        updates = []
+        next_durable = epoch == self.durable + 1
+        for row, before in rows:
+            if row.born == epoch:
+                pass
+            elif next_durable and before and not needed(row.born, epoch, self.retained):
+                before.born = row.born  # which `_unreplace` may have raised meanwhile
+                self._replaced.append((epoch, before, row))
+            else:
+                self.save_inode(epoch, row)
+                continue
+            self._spend(len(row.target or b""))
+            updates.append(_update_of(row))
+        if updates:
+            self.changed = True
+            self._run_many(INODE_UPDATE, updates)
+
+    def _end(self) -> None:
+        """Promise 4: a commit that doesn't make the epoch durable finds both versions."""
+        if self._replaced:
+            with self.reserve():
+                self._unreplace()
+        super()._end()
+
+    def _unreplace(self) -> None:
+        for epoch, before, row in self._replaced:
+            self._spend(2 * len(row.target or b""))
+            self._spend()
+            cells = self._row(INODE_CELLS_OF, (before.ino, before.born))
+            assert cells is not None, "no such version"
+            self._run(INODE_REBORN, (epoch, before.ino, before.born))
+            dead = (*msgspec.structs.astuple(before)[:-2], cells[0], before.born, epoch)
+            self._run(INODE_INSERT_DEAD, dead)
+            self._died["inode"] = max(epoch, self._died.get("inode", 0))
+            if row.born == before.born:
+                row.born = epoch
+        self._replaced = []
 
     def add_cells(self, epoch: int, ino: int, cells: int) -> None:
         """The leaves of that epoch, about to be durable, hold so many cells more (or fewer)."""
@@ -249,12 +357,11 @@ class Inodes(Database):
     def remove_inode(self, epoch: int, ino: int) -> None:
         """No inode of that number from this epoch on. Its attributes: remove_xattrs."""
         self._spend()
-        row = self.inode(ino)
-        assert row is not None
-        if row.born == epoch:
-            self._run(INODE_DELETE, (ino, epoch))
-        else:
-            self._run(INODE_KILL, (epoch, ino, row.born))
+        self._run(INODE_DELETE, (ino, epoch))
+        if not self._changes():
+            self._run(INODE_END, (epoch, ino))
+            assert self._changes() == 1, "no such inode"
+            self._died["inode"] = epoch
         self._touch(epoch, ino)
         self._account(epoch).inodes -= 1
 
@@ -277,24 +384,34 @@ class Inodes(Database):
         return min(int.from_bytes(digest, "big") >> 2, (1 << _POSITION_BITS) - PROBES)
 
     def lookup(self, parent: int, name: bytes) -> Dirent | None:
-        place = self._place(name)
-        for row in self._rows(DIRENT_PROBE, (parent, place, place + PROBES - 1)):
+        for row in self._probe(parent, name)[1]:
             if row[1] == name:
                 return Dirent(*row)
         return None
 
+    def _probe(self, parent: int, name: bytes) -> tuple[int, list[Any]]:
+        """The first position that the name may have, and the live entries there and next to it.
+        Whoever makes a name has mostly just looked in vain for it, perhaps twice."""
+        if self._probed is not None and self._probed[0] == parent and self._probed[1] == name:
+            return self._probed[2], self._probed[3]
+        place = self._place(name)
+        rows = self._rows(DIRENT_PROBE, (parent, place, place + PROBES - 1))
+        self._probed = (parent, name, place, rows)
+        return place, rows
+
     def link(self, epoch: int, parent: int, name: bytes, ino: int, kind: int) -> int:
         """A new entry, which must not exist; returns its position."""
         assert 0 < len(name) <= 255 and self._touched.get(parent) == epoch
-        place = self._place(name)
+        place, rows = self._probe(parent, name)
         taken = set()
-        for row in self._rows(DIRENT_PROBE, (parent, place, place + PROBES - 1)):
+        for row in rows:
             assert row[1] != name
             taken.add(row[0])
         position = next((p for p in range(place, place + PROBES) if p not in taken), None)
         if position is None:  # the key is secret: needs 8 collisions of 59 bits
             raise OutOfSpace("too many names of this directory have the same hash")
         self._spend()
+        self._probed = None
         self._run(DIRENT_INSERT, (parent, position, epoch, name, ino, kind))
         self.changed = True
         return position
@@ -303,12 +420,13 @@ class Inodes(Database):
         """No live entry at that position from this epoch on."""
         assert self._touched.get(parent) == epoch
         self._spend()
-        row = self._row(DIRENT_NEWEST, (parent, position))
-        assert row is not None and row[1] == INF
-        if row[0] == epoch:
-            self._run(DIRENT_DELETE, (parent, position, epoch))
+        self._probed = None
+        self._run(DIRENT_KILL, (epoch, parent, position, epoch))
+        if self._changes():
+            self._died["dirent"] = epoch
         else:
-            self._run(DIRENT_KILL, (epoch, parent, position, row[0]))
+            self._run(DIRENT_DELETE, (parent, position, epoch))
+            assert self._changes() == 1, "no such name"
         self.changed = True
 
     def entries(self, parent: int, after_position: int, limit: int) -> list[Dirent]:
@@ -341,6 +459,7 @@ class Inodes(Database):
         if row is not None and not new:
             self._spend()
             self._run(XATTR_KILL, (epoch, ino, name, row[0]))
+            self._died["xattr"] = epoch
         self._run(XATTR_INSERT, (ino, name, epoch, value))
         return new
 
@@ -364,6 +483,7 @@ class Inodes(Database):
             self._run(XATTR_DELETE, (ino, name, epoch))
         else:
             self._run(XATTR_KILL, (epoch, ino, name, born))
+            self._died["xattr"] = epoch
 
     # -- for check: all versions, in key order ----------------------------------------------------
 

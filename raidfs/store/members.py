@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..engine import Engine
 from ..errors import NotEnoughMembers
 from ..raid.array import MemberState
 from ..raid.assembly import Assembly
@@ -24,6 +25,15 @@ def member_states(assembly: Assembly, meta: Meta) -> dict[int, MemberState]:
         read, write, checksum = counters.get(entry.id, (0, 0, 0))
         states[entry.id] = MemberState(member, state, read, write, checksum)
     return states
+
+
+def engine_for(assembly: Assembly) -> Engine | None:
+    """None where members lend no descriptors, as a simulator's. Each may be waited for in a thread
+    of its own, for its columns and for its metadata."""
+    members = assembly.members.values()
+    if not all(member.lends for member in members):
+        return None
+    return Engine(threads=min(max(4, 2 * len(members)), 64))
 
 
 def require_zones(assembly: Assembly) -> None:

@@ -28,10 +28,10 @@ import apsw
 from raidfs.errors import FormatError, MemberError
 from raidfs.raid.label import Parameters
 from raidfs.raid.member import Member
-from raidfs.store.database import CACHE_BYTES, INF
+from raidfs.store.database import CACHE_BYTES, INF, needed
 from raidfs.store.inodes import Dirent, InodeRow, Inodes, Version
 from raidfs.store.mirror import Mirror
-from raidfs.store.tables import Event, Leaf, Owner, Tables, ZoneRow, needed
+from raidfs.store.tables import Event, Leaf, Owner, Tables, ZoneRow
 from raidfs.store.vfs import SQLiteFiles, connect
 
 __all__ = ["INF", "Dirent", "Event", "InodeRow", "Leaf", "Meta", "Owner", "Version", "ZoneRow"]
@@ -102,7 +102,6 @@ class Meta(Inodes, Tables):
             self._files.unregister()
             raise
         super().__init__(mirror, connection)
-        self.durable = 0
         self._inodes = 0  # as of durable
         self._swept: tuple[int, ...] = ()  # `retained` at the last commit
         self._closed = False
@@ -204,6 +203,8 @@ class Meta(Inodes, Tables):
                 self._spend()
                 self._drop_versions(durable)
                 self._settle(durable)
+            assert all(epoch <= durable for epoch, _, _ in self._replaced)
+            self._replaced = []
         self._end()
         self._begin()
 
@@ -221,9 +222,11 @@ class Meta(Inodes, Tables):
     def _drop_versions(self, durable: int) -> None:
         """Promise 6: those that died since the last time, all if `retained` lets some go."""
         retained = tuple(sorted(self.retained))
-        let_go = not set(self._swept) <= set(retained)
+        let_go = bool(self._swept) and not set(self._swept) <= set(retained)
         since = 0 if let_go else self.durable
         for table in _KEYS:
+            if self._died.get(table, 0) <= since and not let_go:
+                continue  # none died since then
             if not retained:
                 self._run(DROP[table], (since, durable))
                 continue

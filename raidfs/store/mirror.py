@@ -40,7 +40,6 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raidfs import native, wal
@@ -52,6 +51,7 @@ from raidfs.errors import (
     OutOfSpace,
     RaidfsError,
 )
+from raidfs.raid.crew import Crew
 from raidfs.raid.member import Member, MetaFile
 from raidfs.store import logs
 from raidfs.store.batches import (
@@ -64,6 +64,7 @@ from raidfs.store.batches import (
 )
 
 QUEUE_BYTES_MAX = 64 << 20
+SMALL_BYTES_MAX = 256 << 10  # of writes that take no time beside that of a sync
 _ZEROS = bytes(PAGE_BYTES)
 
 OnEvent = Callable[[str, int, str], None]  # name, member id, text
@@ -109,7 +110,7 @@ class Mirror:
         self._queue_bytes_max = queue_bytes_max
         self._mutex = threading.Lock()  # the queue and the set of members; held for moments
         self._draining = threading.Lock()  # whoever writes to members
-        self._pool = ThreadPoolExecutor(len(members), "metadata")
+        self._crew = Crew(len(members), "metadata")
         self._unsynced = {MetaFile.DB: False, MetaFile.WAL: False}
         self._header_on_members = False  # of a log that was begun
         self._log_crcs = array("I")  # of the page in frame i + 1
@@ -119,7 +120,7 @@ class Mirror:
         try:
             self._open_copies()
         except BaseException:
-            self._pool.shutdown()
+            self._crew.close()
             raise
 
     def _open_copies(self) -> None:
@@ -151,7 +152,7 @@ class Mirror:
 
     def close(self) -> None:
         """Ends the threads; what was not synced may be lost, as in a crash."""
-        self._pool.shutdown()
+        self._crew.close()
 
     def statistics(self) -> MirrorStatistics:
         return MirrorStatistics(self._queued_bytes, self._written_bytes, self._syncs, self._healed)
@@ -214,19 +215,27 @@ class Mirror:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write_wal(self, offset: int, data: bytes) -> None:
-        end = offset + len(data)
+        nbytes = len(data)
+        end = offset + nbytes
         if end > self._wal_limit:
             raise OutOfSpace("the metadata log has no room for this change")
         if offset == 0:
-            assert len(data) == wal.HEADER_BYTES
+            assert nbytes == wal.HEADER_BYTES
             self._begin_log(Batch(MetaFile.WAL, begins=True, writes={0: data}))
         else:
-            assert unit_at(offset) == (offset, len(data))
-            if len(data) == PAGE_BYTES:
-                frame = (offset - wal.HEADER_BYTES) // FRAME_BYTES
-                self._log_crcs[frame : frame + 1] = array("I", [native.crc32c(data)])
+            frame, within = divmod(offset - wal.HEADER_BYTES, FRAME_BYTES)
+            if within == wal.FRAME_HEADER_BYTES:
+                assert nbytes == PAGE_BYTES
+                crc, crcs = native.crc32c(data), self._log_crcs
+                if frame == len(crcs):
+                    crcs.append(crc)
+                else:
+                    crcs[frame] = crc
+            else:
+                assert within == 0 and nbytes == wal.FRAME_HEADER_BYTES
             self._enqueue(MetaFile.WAL, offset, data)
-        self.wal_bytes = max(self.wal_bytes, end)
+        if end > self.wal_bytes:
+            self.wal_bytes = end
 
     def truncate_wal(self) -> None:
         """To nothing."""
@@ -250,9 +259,10 @@ class Mirror:
             if last is None or last.taken or last.file is not file or last.empties:
                 last = Batch(file)
                 self._queue.append(last)
-            old = last.writes.get(offset)
+            self._queued_bytes += len(data)
+            if offset in last.writes:
+                self._queued_bytes -= len(last.writes[offset])
             last.writes[offset] = data
-            self._queued_bytes += len(data) - (len(old) if old is not None else 0)
         if self._queued_bytes > self._queue_bytes_max and not self.read_only:
             self._drain(everything=True)
 
@@ -277,7 +287,7 @@ class Mirror:
         if self.read_only:
             return
         with self._draining:
-            self._drain_locked(everything=False)
+            self._drain_locked(everything=False, sync_wal=True)
             self._sync(MetaFile.WAL)
 
     def sync_db(self) -> None:
@@ -293,25 +303,26 @@ class Mirror:
         with self._draining:
             self._drain_locked(everything=everything)
 
-    def _drain_locked(self, *, everything: bool) -> None:
-        """In order: all batches, or those up to the last one of the log."""
+    def _drain_locked(self, *, everything: bool, sync_wal: bool = False) -> None:
+        """In order: all batches, or those up to the last one of the log. `sync_wal`: that one may
+        be synced in the same go."""
         assert not self.read_only
         with self._mutex:
             count = len(self._queue)
             while not everything and count and self._queue[count - 1].file is MetaFile.DB:
                 count -= 1
-        for _ in range(count):
+        for number in range(count):
             if self.broken is not None:
                 raise MemberError(self.broken)
             with self._mutex:
                 batch = self._queue[0]
                 batch.taken = True
-            self._apply(batch)
+            self._apply(batch, sync=sync_wal and number == count - 1)
             with self._mutex:
                 self._queue.pop(0)
                 self._queued_bytes -= sum(map(len, batch.writes.values()))
 
-    def _apply(self, batch: Batch) -> None:
+    def _apply(self, batch: Batch, sync: bool) -> None:
         """One batch to all members, after whatever rules A, B and C demand."""
         if batch.file is MetaFile.DB:
             self._sync(MetaFile.WAL)  # A
@@ -329,40 +340,61 @@ class Mirror:
                 self._sync(MetaFile.WAL)  # C
             else:
                 self._header_on_members = True
-        self._write(batch.file, list(batch.runs()))
+        self._write(batch.file, list(batch.runs()), sync)
 
-    def _write(self, file: MetaFile, runs: list[tuple[int, bytes]]) -> None:
+    def _write(self, file: MetaFile, runs: list[tuple[int, bytes]], sync: bool = False) -> None:
+        """`sync`: each member's copy of the file, too, as soon as it is written."""
+        nbytes = sum([len(data) for _, data in runs])
+
         def write(member: Member) -> None:
-            for offset, data in runs:
+            last = len(runs) - sync
+            for offset, data in runs[:last]:
                 member.meta_write(file, offset, data)
+            for offset, data in runs[last:]:
+                member.meta_write_synced(file, offset, data)
 
         if runs:
-            self._unsynced[file] = True
-            self._each(write)
-            self._written_bytes += sum(len(data) for _, data in runs)
+            self._unsynced[file] = not sync  # first, so that a page healed meanwhile isn't missed
+            self._each(write, file if sync else None, small=nbytes <= SMALL_BYTES_MAX)
+            self._written_bytes += nbytes
 
     def _sync(self, file: MetaFile, *, surely: bool = False) -> None:
         if self._unsynced[file] or surely:
-            self._unsynced[file] = False  # first, so that a page healed meanwhile isn't missed
-            try:
-                self._each(lambda member: member.meta_sync(file))
-            except BaseException:
-                self._unsynced[file] = True
-                raise
-            self._syncs += 1
+            self._unsynced[file] = False  # first, as above
+            self._each(lambda member: member.meta_sync(file), file, small=file is MetaFile.WAL)
 
-    def _each(self, action: Callable[[Member], None]) -> None:
-        """Do it on all members, each in a thread. Those that fail are out, unless all do."""
+    def _each(
+        self,
+        action: Callable[[Member], None],
+        syncs: MetaFile | None = None,
+        *,
+        small: bool = False,
+    ) -> None:
+        """Do it on all members. Those that fail are out, unless all do. `syncs`: the file that is
+        synced by it, or isn't if this raises."""
         if self.broken is not None:
             raise MemberError(self.broken)
-        members = self._live
-        futures = {m: self._pool.submit(action, member) for m, member in members.items()}
         errors: dict[int, MemberError] = {}
-        for member_id, future in futures.items():
+
+        def attempt(member: tuple[int, Member]) -> None:
             try:
-                future.result()
+                action(member[1])
             except MemberError as error:
-                errors[member_id] = error
+                errors[member[0]] = error
+
+        try:
+            self._crew.map(attempt, list(self._live.items()), small)
+            if errors:
+                self._give_up(errors)
+        except BaseException:
+            if syncs is not None:
+                self._unsynced[syncs] = True
+            raise
+        if syncs is not None:
+            self._syncs += 1
+
+    def _give_up(self, errors: dict[int, MemberError]) -> None:
+        """These members failed at what the others did."""
         lost = [member_id for member_id in errors if member_id in self._live]
         if lost and len(lost) == len(self._live):
             first = errors[lost[0]]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..errors import Unrecoverable
 from ..pages import LEAF_PAGES
 from ..raid.array import Array
@@ -56,29 +57,41 @@ class Reader:
         cell_bytes = self.store.cell_bytes
         first = offset // cell_bytes
         count = -(-(offset + nbytes) // cell_bytes) - first
-        content = np.empty((count, cell_bytes), dtype=np.uint8)
+        content = native.aligned((count, cell_bytes))
         whole = content.data.cast("B")
         within = whole[: FILE_BYTES_MAX - first * cell_bytes]  # the last page there is, is short
-        missing = self.store.pages.read(ino, first * cell_bytes, within)
+        missing, shared = self.store.pages.read(ino, first * cell_bytes, within)
         if len(missing):
-            await self.read_pages(ino, missing, content, (missing - np.uint64(first)))
+            await self.read_pages(ino, missing, shared, content, (missing - np.uint64(first)))
         start = offset - first * cell_bytes
         return whole[start : start + nbytes]
 
     async def base(self, ino: int, page: int) -> tuple[object, bytes]:
-        """(token, content) of one page as the leaves have it, below the pages in memory."""
-        content = np.empty((1, self.store.cell_bytes), dtype=np.uint8)
+        """(token, content) of one page below the cells in memory: as its leaf has it, or the cell
+        that it came to share since."""
+        content = native.aligned((1, self.store.cell_bytes))
         token = self.token(ino, page)
         pages = np.array([page], dtype=np.uint64)
-        await self.read_pages(ino, pages, content, np.zeros(1, dtype=np.uint64))
+        shared = self._shared(ino, pages)
+        await self.read_pages(ino, pages, shared, content, np.zeros(1, dtype=np.uint64))
         return token, content.tobytes()
 
+    def _shared(self, ino: int, pages: U64) -> U64:
+        """Of ascending pages the cells that they came to share with others since their leaves were
+        written, or 0."""
+        first = int(pages[0])
+        _, addresses = self.store.pages.map(ino, first, int(pages[-1]) - first + 1)
+        return addresses[(pages - np.uint64(first)).astype(np.intp)]
+
     def token(self, ino: int, page: int) -> object:
-        """Equal tokens mean equal content of that page below the pages in memory."""
-        addresses, inline = self._addresses(ino, np.array([page], dtype=np.uint64))
+        """Equal tokens mean equal content of that page below the cells in memory."""
+        shared = self._shared(ino, np.array([page], dtype=np.uint64))
+        if shared[0]:
+            return int(shared[0]), None
+        addresses, inline = self.addresses(ino, np.array([page], dtype=np.uint64))
         return int(addresses[0]), inline
 
-    def _addresses(self, ino: int, pages: U64) -> tuple[U64, bytes | None]:
+    def addresses(self, ino: int, pages: U64) -> tuple[U64, bytes | None]:
         """Cell addresses of ascending pages, and the inline content that page 0 has instead."""
         addresses, known = self.store.pages.leaf_lookup(ino, pages)
         inline: bytes | None = None
@@ -98,13 +111,18 @@ class Reader:
             addresses[mine] = whole[(pages[mine] & np.uint64(LEAF_PAGES - 1)).astype(np.intp)]
         return addresses, inline if pages[0] == 0 else None
 
-    async def read_pages(self, ino: int, pages: U64, content: U8, where: U64) -> None:
-        """Fill content[where[i]] with page pages[i] (ascending) from leaves and cells."""
-        while not await self._read_pages(ino, pages, content, where):
-            pass  # a zone was emptied while we read a bad cell of it: the pages lie elsewhere now
+    async def read_pages(self, ino: int, pages: U64, shared: U64, content: U8, where: U64) -> None:
+        """Fill content[where[i]] with page pages[i] (ascending) from cell shared[i], or else from
+        leaves and cells."""
+        while not await self._read_pages(ino, pages, shared, content, where):
+            # a zone was emptied while we read a bad cell of it: the pages lie elsewhere now
+            shared = self._shared(ino, pages)
 
-    async def _read_pages(self, ino: int, pages: U64, content: U8, where: U64) -> bool:
-        addresses, inline = self._addresses(ino, pages)
+    async def _read_pages(self, ino: int, pages: U64, shared: U64, content: U8, where: U64) -> bool:
+        addresses, inline = self.addresses(ino, pages)
+        if shared.any():
+            addresses = np.where(shared != 0, shared, addresses)
+            inline = None if shared[0] else inline
         holes = where[addresses == 0].astype(np.intp)
         content[holes] = 0
         if inline is not None:
@@ -116,7 +134,10 @@ class Reader:
         for run in runs:
             run.zone.pins += 1
         try:
-            return await self.read_runs(runs, content)
+            if not await self.read_runs(runs, content):
+                return False
+            self.store.feed.read((run.zone, run.column, run.row, run.count) for run in runs)
+            return True
         finally:
             for run in runs:
                 run.zone.pins -= 1

@@ -15,8 +15,8 @@
 --       owner) was given a version of the same epoch. So after a crash, the inodes with a version that
 --       died later than state.durable, and those numbered from state.next_ino on, name every row that
 --       has to be undone.
---   V5. leaf, zone, column, checksum, owner, event and member rows change only in the transaction
---       that makes their epoch durable, and need no undo.
+--   V5. leaf, zone, column, checksum, owner, share, event and member rows change only in the
+--       transaction that makes their epoch durable, and need no undo.
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
@@ -135,7 +135,8 @@ CREATE INDEX leaf_died ON leaf (died) WHERE died < 9223372036854775807;
 --   code        "5/5", "rs:4+2/6": level and width
 --   rows        height; fixed when the zone is made
 --   fill        rows from here on were never written
---   live        data cells that some live leaf refers to
+--   live        entries of live leaves that refer to its data cells. A cell may have several of them
+--               (copy_file_range shares cells), and each counts
 CREATE TABLE zone (
     zone INTEGER PRIMARY KEY,
     code TEXT NOT NULL,
@@ -174,6 +175,17 @@ CREATE TABLE owner (
     pages INTEGER NOT NULL,
     runs  BLOB NOT NULL,
     PRIMARY KEY (zone, "row")
+) WITHOUT ROWID;
+
+-- Who else refers to cells of a zone. A leaf's entry for page p of inode i names a cell that the owner
+-- record gives to page p of inode i, or there is a row here: leaf `number` of inode `ino` shares a cell of
+-- the zone that was written for another page. So owner and share together name every leaf that whoever
+-- empties a zone must look at. A row stays for as long as its leaf refers to any cell of the zone.
+CREATE TABLE share (
+    zone   INTEGER NOT NULL,
+    ino    INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (zone, ino, number)
 ) WITHOUT ROWID;
 
 -- Errors counted per member since it joined. Members themselves are in the labels.

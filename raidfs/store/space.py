@@ -13,6 +13,11 @@ Promises (numbers of docs/ARCHITECTURE.md):
     flush of P pages uses at most P + k - 1 cells, and as many flushes as may still come are counted
     (`rounding_cells`).
 
+A cell may have several references, and each counts as live. One that was made in memory (a page was
+told to share the cell) is counted only when its epoch is flushed; until then the epoch *holds* the
+zone, and it stays. A flush alone would not empty it meanwhile, since what the reference was copied
+from lives until that epoch, too; whoever moves cells elsewhere must heed the hold.
+
 New zones avoid lost members: first at full width, then narrower at the same level ("5" on four
 members instead of five is 3+1), so new data has full redundancy while enough members remain. Only
 when not even that fits are zones written with columns missing: new ones, or *damaged* ones, which
@@ -25,6 +30,7 @@ import contextlib
 import heapq
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,23 +54,30 @@ ZONE_SHIFT = 32
 ROW_SHIFT = 8
 SLACK_ROWS = 32  # room that only the privileged get: for truncates on a full volume
 METADATA_KEPT_BYTES = 16 << 20  # of a directory's filesystem, which others may fill as well
+FEW = 16  # cells that a loop is through with before numpy has begun
 FULL_S = 10.0  # a member that had no room for a column is asked again after so long
 
 
 @dataclass(slots=True, eq=False)
 class Zone:
-    """One zone in memory. `fill`: rows handed out so far; `live`: cells that leaves refer to."""
+    """One zone in memory. `fill`: rows handed out so far; `live`: references of leaves to it."""
 
     map: ZoneMap
     fill: int = 0
     live: int = 0
     pins: int = 0  # reads under way; a pinned zone isn't erased
+    holds: int = 0  # epochs, not applied yet, in which files came to share cells of it
     retired: int = 0  # in limbo: the epoch whose commit removed it from the metadata
     placed: bool = False  # got rows from the flush under way, which `live` doesn't count yet
 
     @property
     def room_cells(self) -> int:
         return (self.map.rows - self.fill) * self.map.code.k
+
+    @property
+    def needed(self) -> bool:
+        """Something refers to its cells, or will when an epoch has been flushed."""
+        return self.live > 0 or self.holds > 0 or self.placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +124,11 @@ class Space:
         parameters: Parameters,
         slots: dict[int, int],
         offload: Offload,
-        dirty_cells: Callable[[], int],
+        claims: Callable[[], tuple[int, int]],
         pages_per_burst_max: int = 4096,
     ) -> None:
-        """`slots`: zone slots of each member by id. `dirty_cells`: how many the pages hold now."""
+        """`slots`: zone slots of each member by id. `claims`: how many cells are dirty in memory
+        now, and how many more may become so without asking again."""
         self.meta = meta
         self.array = array
         self.parameters = parameters
@@ -128,12 +142,14 @@ class Space:
         self.reserved = 0  # credits of writers that haven't made their cells yet
         self.writers = 0  # how many those are
         self.placed = 0  # dirty cells that have rows already, until their epoch is retired
-        self._dirty_cells = dirty_cells
+        self._claims = claims
         self.wanted = trio.Event()  # a zone should be allocated ahead
         self.slots = {member: Slots(total) for member, total in slots.items()}
         self._allocating = trio.Lock()
         self.on_failed: Callable[[int, str], None] = lambda member, reason: None
-        self._idle: set[int] = set()  # damaged zones without live cells
+        self.on_gone: Callable[[int], None] = lambda zone: None  # it went into limbo
+        self._idle: set[int] = set()  # zones without live cells that are full, or damaged
+        self._held: dict[int, set[int]] = {}  # by epoch: the zones that it holds
         self._full: dict[int, float] = {}  # members that couldn't make a column, and when
         self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
         self._load()
@@ -165,16 +181,13 @@ class Space:
 
     @property
     def credits(self) -> int:
-        """Cells promised: reserved, or dirty in memory and not yet given a row."""
-        return self.reserved + self._dirty_cells() - self.placed
+        """Cells promised: reserved, granted in advance, or dirty in memory and not yet given a
+        row."""
+        return self.reserved + sum(self._claims()) - self.placed
 
     @property
     def _k_max(self) -> int:
         return max((zone.map.code.k for zone in self.open), default=self.code.k)
-
-    @property
-    def slack_cells(self) -> int:
-        return SLACK_ROWS * self._k_max
 
     @property
     def rounding_cells(self) -> int:
@@ -183,9 +196,26 @@ class Space:
         return (self.writers + 2) * (self._k_max - 1)
 
     def _grantable(self, privileged: bool) -> int:
-        """To one more writer."""
-        kept = self.rounding_cells + self._k_max - 1 + (0 if privileged else self.slack_cells)
-        return self.room_cells - self.credits - kept
+        """To one more writer: what is left of the room when `rounding_cells`, as they are with it,
+        and unless it is privileged the slack, are kept."""
+        room_cells, k_max = 0, 0
+        for zone in self.open:
+            k = zone.map.code.k
+            room_cells += (zone.map.rows - zone.fill) * k
+            k_max = k if k > k_max else k_max
+        k_max = k_max or self.code.k
+        kept = (self.writers + 3) * (k_max - 1) + (0 if privileged else SLACK_ROWS * k_max)
+        return room_cells - self.credits - kept
+
+    def grantable(self) -> int:
+        """Cells that may be granted in advance, now; may be negative."""
+        return self._grantable(False)
+
+    @property
+    def lacking_cells(self) -> int:
+        """At a cut, how many promises granted in advance must be taken back (none, if negative):
+        they may be kept in the epoch just opened, whose flush then leaves cells unused as well."""
+        return self.credits + self.rounding_cells - self.room_cells
 
     def wants_zone(self) -> bool:
         """Less than a zone's worth can be granted: time to allocate one ahead."""
@@ -238,17 +268,20 @@ class Space:
         """A member went offline: a zone beyond reading takes nothing more."""
         self.open = [zone for zone in self.open if self.readable(zone)]
         self._sort_open()
-        damaged = (zone for zone in self.zones.values() if not self.healthy(zone))
-        self._idle = {zone.map.zone for zone in damaged if zone.live == 0}
+        empty = (zone for zone in self.zones.values() if zone.live == 0)
+        self._idle = {z.map.zone for z in empty if not z.room_cells or not self.healthy(z)}
 
     def affordable(self, member: int) -> bool:
         """Without it, all that lies in zones can be read, and what was promised room has it."""
         room = sum(zone.room_cells for zone in self.open if self.readable(zone, member))
-        full = (zone for zone in self.zones.values() if zone.live or zone.placed)
+        full = (zone for zone in self.zones.values() if zone.needed)
         return room >= self.credits and all(self.readable(zone, member) for zone in full)
 
     async def prepare(self, pages: int) -> None:
         """Before `rows_for`: allocate whole zones, lest so many pages go to damaged ones."""
+
+        if self.open and self.open[0].room_cells >= pages and self.healthy(self.open[0]):
+            return
 
         def lacking() -> bool:
             whole = sum(zone.room_cells for zone in self.open if self.healthy(zone))
@@ -396,35 +429,64 @@ class Space:
         self.placed -= pages
         assert self.placed >= 0
 
-    def account(self, cells: Addresses, sign: int) -> set[int]:
-        """Add (sign 1) or take away (-1) live cells; returns the zones touched."""
-        numbers, counts = np.unique(cells >> np.uint64(ZONE_SHIFT), return_counts=True)
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+    # -- references -----------------------------------------------------------------------------
+
+    def hold(self, cells: Addresses, epoch: int) -> None:
+        """Files came to share these cells (0: none) in that epoch: their zones stay until it has
+        been applied."""
+        held = self._held.setdefault(epoch, set())
+        for number in np.unique(cells >> np.uint64(ZONE_SHIFT)).tolist():
+            if number and number not in held:
+                self.zones[number].holds += 1
+                held.add(number)
+
+    def let_go(self, epoch: int) -> None:
+        """What the epoch shares is counted as live now. Before its `store_zones`."""
+        for number in self._held.pop(epoch, ()):
+            zone = self.zones[number]
+            zone.holds -= 1
+            if zone.live == 0:
+                self._idle.add(number)
+
+    def account(self, cells: Addresses | list[int], sign: int) -> set[int]:
+        """Add (sign 1) or take away (-1) references to cells; returns the zones touched."""
+        if len(cells) <= FEW:
+            few = cells if isinstance(cells, list) else cells.tolist()
+            counts = Counter([cell >> ZONE_SHIFT for cell in few])
+        else:
+            found = np.unique(np.asarray(cells) >> np.uint64(ZONE_SHIFT), return_counts=True)
+            counts = Counter(dict(zip(*(each.tolist() for each in found), strict=True)))
+        for number, count in counts.items():
             zone = self.zones[number]
             zone.live += sign * count
-            assert 0 <= zone.live <= zone.map.rows * zone.map.code.k, zone
-        return set(numbers.tolist())
+            assert zone.live >= 0, zone
+        return set(counts)
 
     def store_zones(self, touched: Iterable[int], epoch: int) -> None:
         """Write fill and live of touched zones to the metadata that becomes durable with `epoch`;
         those that are full of dead cells go into limbo, and damaged ones that nobody needs."""
-        touched = set(touched)
+        touched, changed = set(touched), []
         for number in touched:
             zone = self.zones[number]
             zone.placed = False
-            if not self.healthy(zone) and zone.live == 0:
+            if zone.live == 0:
                 self._idle.add(number)
         for number in touched | self._idle:
             zone = self.zones[number]
-            if zone.live == 0 and (zone.room_cells == 0 or self._spare(zone)):
+            if not zone.needed and (zone.room_cells == 0 or self._spare(zone)):
                 self.meta.delete_zone(number)
                 zone.retired = epoch
                 self.limbo[number] = self.zones.pop(number)
+                self.on_gone(number)
                 self._idle.discard(number)
                 if zone in self.open:
                     self.open.remove(zone)
-            elif number in touched:
-                self.meta.update_zone(number, zone.fill, zone.live)
+                continue
+            if zone.live or (zone.room_cells and self.healthy(zone)):
+                self._idle.discard(number)
+            if number in touched:
+                changed.append((zone.fill, zone.live, number))
+        self.meta.update_zones(changed)
 
     def _spare(self, zone: Zone) -> bool:
         """The zone is damaged, and what was promised room has it elsewhere."""
@@ -493,6 +555,7 @@ class Space:
         free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in online]
         possible = self._choose(whole=False) is not None
         unallocated = usable_zones(free_slots, code) * per_zone if possible else 0
-        free = max(0, unallocated + self._grantable(False))
-        live = sum(zone.live for zone in self.zones.values())
+        free = max(0, unallocated + self._grantable(False) + self._claims()[1])
+        # cells with several references are fewer than those: no more than were written
+        live = sum(min(zone.live, zone.fill * zone.map.code.k) for zone in self.zones.values())
         return Usage(max(total, live), free, live, len(self.zones))

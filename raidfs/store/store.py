@@ -12,7 +12,8 @@ Promises (numbers of docs/ARCHITECTURE.md):
  4. `commit()` returns only when a cut that holds everything told before it is durable. Losses of
     members noticed until then are in the labels first, so no later mount believes a stale member.
  7. A cut costs O(inodes dirtied in the epoch).
- 9. `cut()` has no await: no reply leaves while it runs.
+ 9. `cut()` has no await, and while it runs the gate is shut: no reply leaves, and no thread of the
+    lane is in the middle of a change.
 11. After an error that redundancy can't cover, `failed` says why; dirty pages stay readable,
     `commit()` raises, changes raise ReadOnly, and only a new mount leaves that state.
 """
@@ -25,19 +26,23 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
 from ..errors import LossUnrecorded, OutOfSpace, RaidfsError, ReadOnly
+from ..lane import Gate
 from ..pages import Pages, Sealed
 from ..raid.array import Array
 from ..raid.assembly import Assembly
+from .dirty import DirtyRoom
+from .feed import Feed
 from .flush import Flush
-from .members import member_states, require_zones
+from .layout import Layout
+from .members import engine_for, member_states, require_zones
 from .meta import Meta
 from .mirror import Mirror
 from .notices import Notices
+from .offload import in_thread as in_thread
 from .reader import Reader
 from .space import Offload, Space
 
@@ -47,8 +52,6 @@ CUT_INTERVAL_S = 5.0
 DIRTY_BYTES_MAX = 256 << 20
 DIRTY_CELLS_MIN = 320  # one write of 1 MiB and a bit must fit
 CHANGES_PER_LOOK = 64  # between looks at the metadata's pressure
-FULL_TRIES = 3
-LIMBO_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,6 @@ class StoreStatistics:
     failed: str | None
 
 
-async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """The real `offload`. The simulator's calls the function at once, so that runs replay."""
-    return await trio.to_thread.run_sync(function, *args)
-
-
 class Store:
     """One volume's store. All methods belong to the event loop's thread."""
 
@@ -86,7 +84,9 @@ class Store:
         offload: Offload,
         dirty_bytes_max: int,
         interval_s: float,
+        gate: Gate | None = None,
     ) -> None:
+        self.gate = gate or Gate()
         self.assembly = assembly
         self.parameters = assembly.label.parameters
         self.mirror = mirror
@@ -103,22 +103,28 @@ class Store:
         self.cell_bytes = self.parameters.cell_bytes
         self.pages = Pages(self.cell_bytes, generation=self.epoch)
         states = member_states(assembly, meta)
-        self.array = Array(states, self.cell_bytes, notices.event, heal=not read_only)
-        slots = {entry.id: entry.slots for entry in assembly.label.members}
-        self.space = Space(
-            meta, self.array, self.parameters, slots, offload, lambda: self.pages.dirty_cells
+        self.engine = engine_for(assembly)
+        self.array = Array(
+            states, self.cell_bytes, notices.event, heal=not read_only, engine=self.engine
         )
+        slots = {entry.id: entry.slots for entry in assembly.label.members}
+        self.space = Space(meta, self.array, self.parameters, slots, offload, self.pages.claims)
         self.space.on_failed = notices.loss
         self.reader = Reader(self)
-        self.dirty_cells_max = self._dirty_room(dirty_bytes_max)
+        self.layout = Layout(self)
+        self.feed = Feed(self)
+        self.columns = self.feed.columns
+        self.space.on_gone = self.feed.forget
+        self.dirty_cells_max = self._dirty_cells_max(dirty_bytes_max)
+        self.dirty_room = DirtyRoom(self)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
         self._sealed: list[Sealed] = []
         self._changed = False
         self._changes = 0
         self._wanted = trio.Event()
-        self._progress = trio.Event()
-        self._entering = trio.Lock()  # held by the first of the writers that wait for room
+        self._progress: trio.Event | None = None  # where somebody waits for it
+        self._committed: trio.Event | None = None
         self._settling = trio.Lock()
         self._stopping = False
         self._stopped: trio.Event | None = None  # set when `run` has ended
@@ -133,6 +139,7 @@ class Store:
         offload: Offload = in_thread,
         dirty_bytes_max: int = DIRTY_BYTES_MAX,
         interval_s: float = CUT_INTERVAL_S,
+        gate: Gate | None = None,
     ) -> Store:
         """Open what `assembly` found: recover the metadata, sweep what a crash left behind.
 
@@ -174,6 +181,7 @@ class Store:
                 offload=offload,
                 dirty_bytes_max=dirty_bytes_max,
                 interval_s=interval_s,
+                gate=gate,
             )
             if not read_only:
                 await store.settle_losses()
@@ -183,7 +191,7 @@ class Store:
             assembly.close()
             raise
 
-    def _dirty_room(self, dirty_bytes_max: int) -> int:
+    def _dirty_cells_max(self, dirty_bytes_max: int) -> int:
         """Dirty cells allowed. Each may dirty a leaf of its own, so what a flush adds to the WAL is
         bounded by them; a raw member's WAL region is finite."""
         wal_cells = self.meta.wal_bytes_max() // (6 * 4096)  # leaf: row and overflow; and its CRC
@@ -201,14 +209,17 @@ class Store:
     def fail(self, reason: str) -> None:
         """Promise 11: enter the state that only a new mount leaves."""
         if self.failed is None:
+            self.dirty_room.end_lane()  # first: from here on no thread writes
             self.failed = reason
             log.error("volume is read-only from now on: %s", reason)
-        self._step()
+        self._step_committed()
         self._wanted.set()
 
     async def settle_losses(self) -> None:
         """Write every loss noticed so far into the labels of the others, before anything is told
         durable that the lost member missed. On return that has been done, or the store failed."""
+        if not self.notices.losses and not self._settling.locked():
+            return
         async with self._settling:
             while self.notices.losses:
                 member, reason = self.notices.losses.popitem()
@@ -216,10 +227,12 @@ class Store:
                     await self._settle_loss(member, reason)
 
     async def _settle_loss(self, member: int, reason: str) -> None:
+        self.dirty_room.before_loss()
         if not self.space.affordable(member):  # then it is better to go on reading from it
             self.fail(f"member {member} failed, and the others don't make up for it: {reason}")
             return
         self.array.fail(member, reason)
+        self.feed.lose(member)
         self.space.after_loss()
         try:
             self.mirror.lose(member, reason)
@@ -244,13 +257,15 @@ class Store:
 
     def cut(self) -> int:
         """Close the open epoch and return its number. O(inodes dirtied); no await inside."""
-        sealed = self.pages.seal()
-        assert sealed.generation == self.epoch
-        self.on_cut(sealed)
-        self.meta.note_cut(self.epoch)
-        self._sealed.append(sealed)
-        self._changed = False
-        self.epoch += 1
+        with self.gate.shut_for():
+            sealed = self.pages.seal()
+            assert sealed.generation == self.epoch
+            self.on_cut(sealed)
+            self.meta.note_cut(self.epoch)
+            self._sealed.append(sealed)
+            self._changed = False
+            self.epoch += 1
+            self.dirty_room.at_cut()
         return sealed.generation
 
     def changed(self) -> None:
@@ -269,10 +284,7 @@ class Store:
     @property
     def dirty(self) -> bool:
         return (
-            self._changed
-            or self.meta.changed
-            or self.notices.waiting
-            or self.pages.statistics().open_files > 0
+            self._changed or self.meta.changed or self.notices.waiting or self.pages.open_files > 0
         )
 
     async def commit(self) -> None:
@@ -284,33 +296,60 @@ class Store:
                 raise RaidfsError(f"not durable: {self.failed}")
             if self.epoch == target:  # not cut yet; once it is, there is no need of another
                 self._wanted.set()
-            await self._progress.wait()
+            if self._committed is None:
+                self._committed = trio.Event()
+            await self._committed.wait()
         if self.failed is not None and self.dirty:
             raise RaidfsError(f"not durable: {self.failed}")
 
-    def _step(self) -> None:
-        """Wake whoever waits for durability or dirty room."""
-        self._progress.set()
-        self._progress = trio.Event()
+    def wake(self) -> None:
+        """Ask the flusher to look soon whether there is something to flush."""
+        self._wanted.set()
+
+    async def progress(self) -> None:
+        """Ask for a flush, and return when something has become durable, or room was given up."""
+        self._wanted.set()
+        if self._progress is None:
+            self._progress = trio.Event()
+        await self._progress.wait()
+
+    def step(self) -> None:
+        """Wake whoever waits for dirty room."""
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    def _step_committed(self) -> None:
+        """Wake whoever waits for durability, too."""
+        if self._committed is not None:
+            self._committed.set()
+            self._committed = None
+        self.step()
 
     # -- the flusher ------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """The flusher: until `stop()`, cut and flush when asked, at pressure, or every interval."""
+        """The flusher: until `stop()`, cut and flush when asked, at pressure, at each interval."""
         assert self._stopped is None
         self._stopped = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._allocate_ahead)
+                nursery.start_soon(self._tick)
                 while not self._stopping:
-                    with trio.move_on_after(self.interval_s):
-                        await self._wanted.wait()
+                    await self._wanted.wait()
                     self._wanted = trio.Event()
                     if self.failed is None and not self.read_only:
                         await self._flush_once()
                 nursery.cancel_scope.cancel()
         finally:
             self._stopped.set()
+
+    async def _tick(self) -> None:
+        """Ask for a flush at each interval."""
+        while True:
+            await trio.sleep(self.interval_s)
+            self._wanted.set()
 
     async def _allocate_ahead(self) -> None:
         """Keep a zone's worth of room granted ahead, so that writers seldom wait for one."""
@@ -326,6 +365,8 @@ class Store:
             await self.settle_losses()
             if self.dirty and self.failed is None:
                 self.cut()
+            else:
+                self.dirty_room.idle()
             while self._sealed and self.failed is None:
                 await self._make_durable(self._sealed[0])
         except RaidfsError as error:
@@ -346,14 +387,15 @@ class Store:
         self.meta.commit(sealed.generation)
         self.pages.retire(sealed.generation)
         self.space.retire(len(flush.inos))
-        self._step()  # dirty room is free again, although not yet durable
+        self.step()  # dirty room is free again, although not yet durable
         if not await self._sync(self.mirror.sync_wal):
             return
         self._sealed.pop(0)
         self.durable = sealed.generation
         self.cuts += 1
-        self._step()
-        await self.space.erase(self.space.erasable(self.durable))
+        self._step_committed()
+        if erasable := self.space.erasable(self.durable):
+            await self.space.erase(erasable)
         await self._checkpoint()
 
     async def _checkpoint(self) -> None:
@@ -383,51 +425,23 @@ class Store:
         self.writable()
         if cells == 0:
             return
-        assert cells <= self.dirty_cells_max
-        at_once = not self._entering.locked() and self._fits(cells)
-        if not (at_once and self.space.take(cells, privileged)):
-            async with self._entering:  # one by one, so that nobody is overtaken for ever
-                await self._enter(cells, privileged)
-        if self.pages.dirty_cells > self.dirty_cells_max // 2:
-            self._wanted.set()
-        if self.space.wants_zone():
-            self.space.wanted.set()
-
-    def _fits(self, cells: int) -> bool:
-        return self.pages.dirty_cells + self.space.reserved + cells <= self.dirty_cells_max
-
-    async def _enter(self, cells: int, privileged: bool) -> None:
-        """Dirty room first, then credits; both are there in the same moment in the end."""
-        tries = 0
-        while True:
-            self.writable()
-            if not self._fits(cells):
-                self._wanted.set()
-                await self._progress.wait()
-            elif self.space.take(cells, privileged):
-                return
-            elif not await self.space.make_room(cells, privileged):
-                if tries == FULL_TRIES:
-                    raise OutOfSpace("the volume is full")
-                await self._reclaim()
-                tries += 1
-
-    async def _reclaim(self) -> None:
-        """Files removed since the last cut may have emptied zones; a zone may have failed because
-        of a member that others can do without."""
-        await self.settle_losses()
-        await self.commit()
-        await self.space.erase(self.space.erasable(self.durable))
-        if self.space.limbo:
-            await trio.sleep(LIMBO_S)  # they are being read
+        await self.dirty_room.reserve(cells, privileged)
 
     def release(self, cells: int) -> None:
         """End a reservation made by `reserve`: call with the same number, once the cells are dirty
         in memory (from there on they are counted as such) or turned out not to be needed."""
         if cells:
-            self.space.give(cells)
-            if self._entering.locked():
-                self._step()
+            self.dirty_room.release(cells)
+
+    def lane_wants(self) -> int:
+        """Give the lane credits at once, such that a part of the dirty room is unspent in its
+        hands, or what there is. Returns how many cells that were."""
+        return self.dirty_room.lane_wants()
+
+    async def grant(self, cells: int) -> bool:
+        """Wait for room as `reserve` does, then give the lane so many credits more. False: that
+        can't be, as the volume is full or read-only; a writer in Python would be told."""
+        return await self.dirty_room.grant(cells)
 
     async def read(self, ino: int, offset: int, nbytes: int) -> memoryview:
         """Content of a range that the caller has clipped to the file's size."""
@@ -463,6 +477,9 @@ class Store:
             await self._close_meta()
         finally:
             self.array.close()
+            if self.engine is not None:
+                self.engine.close()
+            self.feed.close()
             self.mirror.close()
             self.assembly.close()
 

@@ -1,16 +1,17 @@
-"""Leaves, zones, checksums, owners, counters and events: what the flusher writes with each epoch.
+"""Leaves, zones, checksums, owners, shares, counters, events: what the flusher writes per epoch.
 
 These rows change only in the transaction that makes their epoch durable, so a crash leaves none to
 undo. Leaves alone have versions, kept for `retained` epochs; see schema.sql for every column.
 
-`encode_cells` writes a leaf's addresses as runs where that is shorter (a file written in sequence
-takes tens of bytes per leaf instead of 2 KiB), and as plain words else.
+What changes at every small commit is changed in place, and keeps its length where it can: then
+SQLite writes one page for it, not a chain. So a slab of checksums has room for all its rows from
+the start; and what a leaf was before, if no retained epoch sees it, leaves its row to what it is.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import apsw
 import msgspec
@@ -18,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from raidfs.errors import FormatError
-from raidfs.pages import LEAF_PAGES
-from raidfs.store.database import INF, Database
+from raidfs.leaves import decode_cells as decode_cells
+from raidfs.leaves import encode_cells as encode_cells
+from raidfs.store.database import INF, Database, needed
 from raidfs.store.inodes import Version
 from raidfs.store.mirror import Mirror
 
 SLAB_ROWS = 256
 INLINE_BYTES_MAX = 2048
 EVENTS_MAX = 10_000
-_ROW_STEP = np.uint64(256)  # from a cell's address to the one below it
 
 LEAF_GET = (
     "SELECT cells, inline, born, died FROM leaf WHERE ino = ? AND number = ? "
@@ -37,15 +38,24 @@ LEAF_RANGE = (
     "WHERE ino = ? AND number >= ? AND number < ? AND died = 9223372036854775807 "
     "ORDER BY number LIMIT 256"
 )
-LEAF_REPLACE = (
-    "UPDATE leaf SET born = ?, cells = ?, inline = ? WHERE ino = ? AND number = ? AND born = ?"
+LEAF_UPDATE = (
+    "UPDATE leaf SET cells = ?, inline = ? "
+    "WHERE ino = ? AND number = ? AND died = 9223372036854775807"
+)
+LEAF_BORN = (
+    "SELECT born FROM leaf WHERE ino = ? AND number = ? AND died = 9223372036854775807 "
+    "ORDER BY born DESC LIMIT 1"
 )
 LEAF_INSERT = (
     "INSERT INTO leaf (ino, number, born, died, cells, inline) "
     "VALUES (?, ?, ?, 9223372036854775807, ?, ?)"
 )
 LEAF_KILL = "UPDATE leaf SET died = ? WHERE ino = ? AND number = ? AND born = ?"
-LEAF_DELETE = "DELETE FROM leaf WHERE ino = ? AND number = ? AND born = ?"
+LEAF_DELETE = "DELETE FROM leaf WHERE ino = ? AND number = ? AND died = 9223372036854775807"
+LEAF_NEXT = (
+    "SELECT number FROM leaf WHERE ino = ? AND number >= ? AND died = 9223372036854775807 "
+    "ORDER BY number LIMIT 1"
+)
 LEAF_ALL = (
     "SELECT ino, number, born, died, cells, inline FROM leaf "
     "WHERE (ino, number, born) > (?, ?, ?) ORDER BY ino, number, born LIMIT 256"
@@ -62,11 +72,14 @@ ZONE_DELETE = (
     'DELETE FROM "column" WHERE zone = ?',
     "DELETE FROM checksum WHERE zone = ?",
     "DELETE FROM owner WHERE zone = ?",
+    "DELETE FROM share WHERE zone = ?",
 )
 WIDTH_OF = 'SELECT "column" + 1 FROM "column" WHERE zone = ? ORDER BY "column" DESC LIMIT 1'
+ROWS_OF = "SELECT rows FROM zone WHERE zone = ?"
 
 CHECKSUM_GET = "SELECT crcs FROM checksum WHERE zone = ? AND slab = ?"
-CHECKSUM_PUT = "INSERT OR REPLACE INTO checksum (zone, slab, crcs) VALUES (?, ?, ?)"
+CHECKSUM_INSERT = "INSERT INTO checksum (zone, slab, crcs) VALUES (?, ?, ?)"
+CHECKSUM_UPDATE = "UPDATE checksum SET crcs = ? WHERE zone = ? AND slab = ?"
 CHECKSUM_ALL = (
     "SELECT zone, slab, crcs FROM checksum WHERE (zone, slab) > (?, ?) ORDER BY zone, slab LIMIT 64"
 )
@@ -79,6 +92,15 @@ OWNER_OF = (
 OWNER_LIST = (
     'SELECT zone, "row", rows, pages, runs FROM owner '
     'WHERE zone = ? AND "row" > ? ORDER BY "row" LIMIT 256'
+)
+
+SHARE_PUT = "INSERT OR IGNORE INTO share (zone, ino, number) VALUES (?, ?, ?)"
+SHARE_DELETE = "DELETE FROM share WHERE zone = ? AND ino = ? AND number = ?"
+SHARE_GET = "SELECT 1 FROM share WHERE zone = ? AND ino = ? AND number = ?"
+SHARE_NEXT_ZONE = "SELECT zone FROM share WHERE zone > ? ORDER BY zone LIMIT 1"
+SHARE_ALL = (
+    "SELECT zone, ino, number FROM share WHERE (zone, ino, number) > (?, ?, ?) "
+    "ORDER BY zone, ino, number LIMIT 1000"
 )
 
 EVENT_ADD = "INSERT INTO event (time_ns, name, member, text) VALUES (?, ?, ?, ?)"
@@ -129,63 +151,17 @@ class Event(msgspec.Struct, frozen=True):
     text: str
 
 
-def encode_cells(addresses: Addresses | None) -> bytes | None:
-    """Column leaf.cells for up to 256 addresses."""
-    if addresses is None:
-        return None
-    assert addresses.dtype == np.uint64 and len(addresses) <= LEAF_PAGES
-    used = np.flatnonzero(addresses)
-    if not len(used):
-        return None
-    cells = addresses[: int(used[-1]) + 1]
-    step = np.where(cells[:-1] == 0, np.uint64(0), _ROW_STEP)
-    starts = np.concatenate(([0], np.flatnonzero(cells[1:] != cells[:-1] + step) + 1))
-    if 3 + 9 * len(starts) >= 1 + 8 * len(cells):
-        return b"\0" + cells.astype("<u8").tobytes()
-    lengths = np.diff(np.append(starts, len(cells))) - 1
-    head = b"\1" + len(starts).to_bytes(2, "little")
-    return head + lengths.astype(np.uint8).tobytes() + cells[starts].astype("<u8").tobytes()
-
-
-def decode_cells(data: bytes | None) -> Addresses | None:
-    """uint64[256] from column leaf.cells. FormatError."""
-    if data is None:
-        return None
-    addresses = np.zeros(LEAF_PAGES, np.uint64)
-    if data[:1] == b"\0" and len(data) % 8 == 1 and len(data) <= 1 + 8 * LEAF_PAGES:
-        addresses[: len(data) // 8] = np.frombuffer(data, "<u8", offset=1)
-        return addresses
-    count = int.from_bytes(data[1:3], "little")
-    if data[:1] != b"\1" or not 0 < count <= LEAF_PAGES or len(data) != 3 + 9 * count:
-        raise FormatError("a leaf of the metadata is damaged")
-    lengths = np.frombuffer(data, np.uint8, count, 3).astype(np.int64) + 1
-    first = np.frombuffer(data, "<u8", count, 3 + count)
-    total = int(lengths.sum())
-    if total > LEAF_PAGES:
-        raise FormatError("a leaf of the metadata is damaged")
-    within = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    steps = np.where(first == 0, np.uint64(0), _ROW_STEP)
-    addresses[:total] = np.repeat(first, lengths) + within.astype(np.uint64) * np.repeat(
-        steps, lengths
-    )
-    return addresses
-
-
-def needed(born: int, died: int, retained: tuple[int, ...]) -> bool:
-    """Some retained epoch (ascending) sees the version."""
-    index = bisect_left(retained, born)
-    return index < len(retained) and retained[index] < died
-
-
 class Tables(Database):
-    """See the module. `retained`: ascending epochs that snapshots hold."""
+    """See the module."""
 
-    retained: tuple[int, ...] = ()
     next_zone: int = 1
 
     def __init__(self, mirror: Mirror, connection: apsw.Connection) -> None:
         super().__init__(mirror, connection)
         self._widths: dict[int, int] = {}  # of zones, which the store holds in memory as well
+        self._slab: tuple[int, int, bytes] | None = None  # zone, number, content: the last changed
+        self._counters: dict[int, tuple[int, int, int]] | None = None  # of members, as stored
+        self._shared: set[int] | None = None  # zones with rows in share, or that had some
 
     # -- leaves -----------------------------------------------------------------------------------
 
@@ -203,26 +179,44 @@ class Tables(Database):
                 yield number, Leaf(decode_cells(cells), inline)
             first = rows[-1][0] + 1
 
-    def put_leaf(self, epoch: int, ino: int, number: int, leaf: Leaf | None) -> None:
-        """The leaf is that from this epoch on (None, or nothing in it: no leaf). The flusher's."""
+    def leaf_next(self, ino: int, first: int) -> int | None:
+        """The lowest number from `first` on of which there is a live leaf."""
+        row = self._row(LEAF_NEXT, (ino, first))
+        return None if row is None else int(row[0])
+
+    def put_leaf(
+        self, epoch: int, ino: int, number: int, leaf: Leaf | None, *, new: bool = False
+    ) -> None:
+        """The leaf is that from this epoch on (None, or nothing in it: no leaf). The flusher's.
+        `new`: there is none yet, as the caller knows."""
         cells = encode_cells(leaf.addresses) if leaf is not None else None
         inline = leaf.inline if leaf is not None else None
         assert inline is None or (number == 0 and len(inline) <= INLINE_BYTES_MAX)
         self._spend(len(cells or b"") + len(inline or b""))
-        old = self._row(LEAF_GET, (ino, number))
-        born = old[2] if old is not None and old[3] == INF else None
-        assert born is None or born <= epoch
-        if born is not None and needed(born, epoch, self.retained):
-            self._spend()
-            self._run(LEAF_KILL, (epoch, ino, number, born))
-            born = None
+        if self.retained and not new:
+            new = self._retain_leaf(epoch, ino, number)
         if cells is None and inline is None:
-            if born is not None:
-                self._run(LEAF_DELETE, (ino, number, born))
-        elif born is not None:
-            self._run(LEAF_REPLACE, (epoch, cells, inline, ino, number, born))
-        else:
-            self._run(LEAF_INSERT, (ino, number, epoch, cells, inline))
+            if not new:
+                self._run(LEAF_DELETE, (ino, number))
+            return
+        if not new:
+            self._run(LEAF_UPDATE, (cells, inline, ino, number))
+            if self._changes():
+                return
+        self._run(LEAF_INSERT, (ino, number, epoch, cells, inline))
+
+    def _retain_leaf(self, epoch: int, ino: int, number: int) -> bool:
+        """End the live version, if a retained epoch sees it. True if no version lives now."""
+        row = self._row(LEAF_BORN, (ino, number))
+        if row is None:
+            return True
+        assert row[0] <= epoch
+        if not needed(row[0], epoch, self.retained):
+            return False
+        self._spend()
+        self._run(LEAF_KILL, (epoch, ino, number, row[0]))
+        self._died["leaf"] = epoch
+        return True
 
     # -- zones ------------------------------------------------------------------------------------
 
@@ -248,9 +242,14 @@ class Tables(Database):
         self.next_zone = zone + 1
 
     def update_zone(self, zone: int, fill: int, live: int) -> None:
-        self._spend()
-        self._run(ZONE_UPDATE, (fill, live, zone))
-        assert self._changes() == 1
+        self.update_zones([(fill, live, zone)])
+
+    def update_zones(self, changed: list[tuple[int, int, int]]) -> None:
+        """(fill, live, zone) of each."""
+        for _ in changed:
+            self._spend()
+        if changed:
+            self._run_many(ZONE_UPDATE, changed)
 
     def move_column(self, zone: int, column: int, member: int, slot: int) -> None:
         """The column lies there now."""
@@ -264,6 +263,8 @@ class Tables(Database):
         for sql in ZONE_DELETE:
             self._run(sql, (zone,))
         self._widths.pop(zone, None)
+        self._slab = None
+        self.shared_zones.discard(zone)
 
     # -- checksums and owners ---------------------------------------------------------------------
 
@@ -276,38 +277,63 @@ class Tables(Database):
         return width
 
     def crcs(self, zone: int, row: int, count: int) -> Checksums:
-        """uint32 (count, width); asking for rows that were never written is an error of ours."""
+        """uint32 (count, width); of rows that were never written, it means nothing."""
         width, parts = self._width(zone), []
         end = row + count
         for slab in range(row // SLAB_ROWS, (end - 1) // SLAB_ROWS + 1):
-            found = self._row(CHECKSUM_GET, (zone, slab))
-            words = np.frombuffer(found[0] if found is not None else b"", "<u4")
-            if len(words) % width:
-                raise FormatError(f"the checksums of zone {zone} are damaged")
             start = slab * SLAB_ROWS
-            parts.append(words.reshape(-1, width)[max(row - start, 0) : end - start])
+            parts.append(self.slab(zone, slab)[max(row - start, 0) : end - start])
         crcs = np.concatenate(parts).astype(np.uint32) if parts else np.empty((0, width), np.uint32)
         if len(crcs) != count:
             raise FormatError(f"rows {row} to {end - 1} of zone {zone} have no checksums")
         return crcs
 
+    def slab(self, zone: int, slab: int) -> npt.NDArray[Any]:
+        """uint32, little-endian (rows, width), of all its rows once one of them was written; those
+        that were not are zeros."""
+        found = self._row(CHECKSUM_GET, (zone, slab))
+        words = np.frombuffer(found[0] if found is not None else b"", "<u4")
+        width = self._width(zone)
+        if len(words) % width:
+            raise FormatError(f"the checksums of zone {zone} are damaged")
+        return words.reshape(-1, width)
+
     def put_crcs(self, zone: int, row: int, crcs: Checksums) -> None:
         """uint32 (rows, width) for rows that follow those already there, or replace some of
         them."""
-        assert crcs.ndim == 2 and crcs.shape[1] == self._width(zone)
-        done = 0
+        width = self._width(zone)
+        assert crcs.ndim == 2 and crcs.shape[1] == width
+        words = crcs.astype("<u4", copy=False).tobytes()
+        row_bytes, done = 4 * width, 0
         while done < len(crcs):
             slab, at = divmod(row + done, SLAB_ROWS)
-            part = crcs[done : done + SLAB_ROWS - at]
+            count = min(len(crcs) - done, SLAB_ROWS - at)
+            part = words[done * row_bytes : (done + count) * row_bytes]
+            self._put_part(zone, slab, at * row_bytes, part)
+            done += count
+
+    def _put_part(self, zone: int, slab: int, offset: int, part: bytes) -> None:
+        """Those bytes of the slab."""
+        if self._slab is not None and self._slab[:2] == (zone, slab):
+            old = self._slab[2]
+        else:
             found = self._row(CHECKSUM_GET, (zone, slab))
             old = found[0] if found is not None else b""
-            row_bytes = 4 * crcs.shape[1]
-            assert len(old) >= at * row_bytes, "rows are filled from below"
-            new = old[: at * row_bytes] + part.astype("<u4").tobytes()
-            new += old[len(new) :]
-            self._spend(len(new))
-            self._run(CHECKSUM_PUT, (zone, slab, new))
-            done += len(part)
+        whole = old or bytes(self._slab_rows(zone, slab) * 4 * self._width(zone))
+        assert len(whole) >= offset + len(part)
+        content = whole[:offset] + part + whole[offset + len(part) :]
+        self._slab = None
+        self._spend(len(content))
+        if old:
+            self._run(CHECKSUM_UPDATE, (content, zone, slab))
+        else:
+            self._run(CHECKSUM_INSERT, (zone, slab, content))
+        self._slab = (zone, slab, content)
+
+    def _slab_rows(self, zone: int, slab: int) -> int:
+        row = self._row(ROWS_OF, (zone,))
+        assert row is not None, f"no zone {zone}"
+        return min(SLAB_ROWS, int(row[0]) - slab * SLAB_ROWS)
 
     def put_owner(self, zone: int, row: int, rows: int, pages: int, runs: bytes) -> None:
         self._spend(len(runs))
@@ -326,6 +352,33 @@ class Tables(Database):
                 yield Owner(*found)
             row = rows[-1][1]
 
+    # -- shares -----------------------------------------------------------------------------------
+
+    @property
+    def shared_zones(self) -> set[int]:
+        """The zones whose cells leaves may share; mostly none, which spares the look."""
+        if self._shared is None:
+            self._shared, row = set(), self._row(SHARE_NEXT_ZONE, (0,))
+            while row is not None:
+                self._shared.add(row[0])
+                row = self._row(SHARE_NEXT_ZONE, (row[0],))
+        return self._shared
+
+    def put_share(self, zone: int, ino: int, number: int) -> None:
+        """The leaf shares a cell of the zone. No harm if it is recorded already."""
+        self._spend()
+        self._run(SHARE_PUT, (zone, ino, number))
+        self.shared_zones.add(zone)
+
+    def drop_share(self, zone: int, ino: int, number: int) -> None:
+        """The leaf refers to no cell of the zone any more."""
+        self._spend()
+        self._run(SHARE_DELETE, (zone, ino, number))
+
+    def shares(self, zone: int, ino: int, number: int) -> bool:
+        """The leaf may share cells of the zone."""
+        return self._row(SHARE_GET, (zone, ino, number)) is not None
+
     # -- events and counters ----------------------------------------------------------------------
 
     def add_event(self, time_ns: int, name: str, member: int, text: str) -> None:
@@ -342,11 +395,13 @@ class Tables(Database):
         return {row[0]: (row[1], row[2], row[3]) for row in self._rows(MEMBER_ALL)}
 
     def set_member_counters(self, counters: Mapping[int, tuple[int, int, int]]) -> None:
-        known = self.member_counters()
+        if self._counters is None:
+            self._counters = self.member_counters()
         for member, counts in counters.items():
-            if known.get(member) != tuple(counts):
+            if self._counters.get(member) != counts:
                 self._spend()
                 self._run(MEMBER_PUT, (member, *counts))
+                self._counters[member] = counts
 
     # -- for check --------------------------------------------------------------------------------
 
@@ -356,6 +411,14 @@ class Tables(Database):
         while rows := self._rows(LEAF_ALL, key):
             for ino, number, born, died, cells, inline in rows:
                 yield ino, number, Leaf(decode_cells(cells), inline), Version(born, died)
+            key = (rows[-1][0], rows[-1][1], rows[-1][2])
+
+    def all_shares(self) -> Iterator[tuple[int, int, int]]:
+        """(zone, ino, leaf number) in key order"""
+        key: tuple[int, int, int] = (0, 0, -1)
+        while rows := self._rows(SHARE_ALL, key):
+            for row in rows:
+                yield row[0], row[1], row[2]
             key = (rows[-1][0], rows[-1][1], rows[-1][2])
 
     def all_checksums(self) -> Iterator[tuple[int, int, bytes]]:

@@ -1,0 +1,124 @@
+"""What C threads are told of zones, so that they read cells without asking: see raidfs/columns.py.
+
+When Python has read cells for somebody, the next reader nearby need not ask: the zone's columns,
+the checksums of the whole slab and, of lost columns, the recipes are put. Rows that a flush wrote
+are put before any leaf says that they are there. All of it may be forgotten at any time, and is put
+again when somebody had to ask.
+
+ 1. Only zones of `Space.zones` are put, and whoever takes one out of there calls `forget` in the
+    same moment: so a zone's columns are never read when they have been erased.
+ 2. A zone is put whole: if a member that is online gives no descriptor for its column (simulated
+    ones don't), Python goes on reading the zone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import SLAB_ROWS, ZONES_MAX, Columns, close_all, zones_affordable
+from ..errors import RaidfsError
+from .space import Zone
+
+if TYPE_CHECKING:
+    from .store import Store
+
+SLABS_AHEAD = 8  # put at once where slabs are asked for in sequence
+
+
+class Feed:
+    """Of one store. All methods belong to the event loop's thread."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        zones_max = ZONES_MAX  # columns of images and devices share descriptors
+        if any(entry.kind == "directory" for entry in store.assembly.label.members):
+            zones_max = zones_affordable(store.parameters.width)
+        self.columns = Columns(store.cell_bytes, zones_max)
+
+    def close(self) -> None:
+        """Let go of the members' descriptors, which would keep their locks."""
+        self.columns.close()
+
+    # -- putting ----------------------------------------------------------------------------------
+
+    def read(self, parts: Iterable[tuple[Zone, int, int, int]]) -> None:
+        """Somebody asked for these (zone, column, row, rows): put what reading them takes."""
+        done: set[tuple[int, int]] = set()
+        for zone, column, row, rows in parts:
+            number = zone.map.zone
+            if not self._zone(zone):
+                continue
+            if self.store.array.online(zone.map, column) is None:
+                self._recipes(zone, [column])
+            for slab in range(row // SLAB_ROWS, (row + rows - 1) // SLAB_ROWS + 1):
+                if (number, slab) not in done:
+                    done.add((number, slab))
+                    self._slabs(number, slab)
+
+    def written(self, zone: Zone, row: int, crcs: npt.NDArray[np.uint32]) -> None:
+        """These rows, uint32 (rows, width), are on the members."""
+        if self._zone(zone):
+            self.columns.rows_put(zone.map.zone, row, crcs)
+
+    def _zone(self, zone: Zone) -> bool:
+        """Put the zone, unless it is known. False if that can't be."""
+        number = zone.map.zone
+        if self.store.space.zones.get(number) is not zone:
+            return False
+        if self.columns.zone_known(number):
+            return True
+        found: list[tuple[int, int]] = []
+        lost = []
+        for column, (_, slot) in enumerate(zone.map.columns):
+            member = self.store.array.online(zone.map, column)
+            if member is None:
+                lost.append(column)
+                found.append((-1, 0))
+                continue
+            where = member.column_descriptor(number, column, slot)
+            if where is None:
+                close_all(fd for fd, _ in found)
+                return False
+            found.append(where)
+        members = [member for member, _ in zone.map.columns]
+        self.columns.zone_put(number, zone.map.code.k, zone.map.rows, found, members)
+        self._recipes(zone, [column for column in lost if column < zone.map.code.k])
+        return True
+
+    def _recipes(self, zone: Zone, columns: Iterable[int]) -> None:
+        """How to do without lost columns."""
+        code, array = zone.map.code, self.store.array
+        there = [c for c in range(code.width) if array.online(zone.map, c) is not None]
+        for column in columns:
+            solved = code.express([column], there)
+            if solved is not None:
+                coefficients = np.zeros(code.width, dtype=np.uint8)
+                coefficients[solved[0]] = solved[1][0]
+                self.columns.recipe_put(zone.map.zone, column, coefficients)
+
+    def _slabs(self, zone: int, slab: int) -> None:
+        """Put the slab, unless it is known, and some after it if they seem to be wanted next."""
+        if self.columns.slab_known(zone, slab):
+            return
+        in_sequence = slab == 0 or self.columns.slab_known(zone, slab - 1)
+        with contextlib.suppress(RaidfsError):  # whoever needs them will be told
+            for number in range(slab, slab + (SLABS_AHEAD if in_sequence else 1)):
+                crcs = self.store.meta.slab(zone, number)
+                if not len(crcs):
+                    return
+                self.columns.slab_put(zone, number, crcs)
+
+    # -- forgetting -------------------------------------------------------------------------------
+
+    def forget(self, zone: int) -> None:
+        """Promise 1."""
+        self.columns.zone_forget(zone)
+
+    def lose(self, member: int) -> None:
+        """Nothing is read from this member any more."""
+        self.columns.lose(member)
