@@ -21,10 +21,17 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def volume(workshop):
-    return workshop.volume(3, level="5", mounted=True)
+def volume(workshop, request):
+    """By default behind the lane."""
+    return workshop.volume(3, level="5", mounted=True, options=getattr(request, "param", ()))
 
 
+both_ways = pytest.mark.parametrize(
+    "volume", [(), ("nolane",)], indirect=True, ids=["lane", "nolane"]
+)
+
+
+@both_ways
 def test_write_read_unmount_mount_read(volume):
     data = os.urandom(3_000_001)
     (volume.mountpoint / "directory").mkdir()
@@ -77,6 +84,7 @@ def test_what_df_and_mount_say(volume):
 
 
 @pytest.mark.slow
+@both_ways
 def test_umount_by_the_usual_command_then_mount_at_once(volume):
     (volume.mountpoint / "file").write_bytes(os.urandom(20_000_000))
     for _ in range(3):
@@ -104,6 +112,7 @@ def test_a_signal_unmounts_cleanly(volume, number):
 
 
 @pytest.mark.slow
+@both_ways
 def test_a_signal_with_files_open_still_keeps_what_was_written(volume):
     fd = os.open(volume.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"written")
@@ -121,6 +130,7 @@ def test_a_signal_with_files_open_still_keeps_what_was_written(volume):
 
 
 @pytest.mark.slow
+@both_ways
 def test_umount_of_a_busy_mount_is_refused_unless_forced(volume):
     fd = os.open(volume.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"written")
@@ -167,6 +177,7 @@ def test_read_only_changes_nothing(volume):
 
 
 @pytest.mark.slow
+@both_ways
 def test_kill_and_mount_again_keeps_what_was_synced(volume):
     with (volume.mountpoint / "synced").open("wb") as file:
         file.write(b"x" * 1_000_000)
@@ -193,6 +204,7 @@ def test_sync_verb_is_a_barrier(volume):
 
 
 @pytest.mark.slow
+@both_ways
 def test_member_fail_while_mounted(volume):
     data = os.urandom(2_000_000)
     (volume.mountpoint / "file").write_bytes(data)
@@ -403,8 +415,9 @@ STRANGER = ("setpriv", "--reuid=12345", "--clear-groups")
 
 
 @pytest.mark.slow
-def test_setuid_goes_when_another_user_writes(open_place):
-    volume = open_place.volume(3, mounted=True, options=("allow_other",))
+@pytest.mark.parametrize("way", [(), ("nolane",)], ids=["lane", "nolane"])
+def test_setuid_goes_when_another_user_writes(open_place, way):
+    volume = open_place.volume(3, mounted=True, options=("allow_other", *way))
     path = volume.mountpoint / "program"
     path.write_bytes(b"#!/bin/sh\n")
     path.chmod(0o6777)

@@ -1,150 +1,92 @@
 #!/usr/bin/env python3
-"""fio on a raidfs mount and on a plain directory, in one run and in turns.
+"""fio, and jobs of many small files, on a raidfs mount and on others beside it, in turns.
 
-The volume is level 5 on five directories of the same filesystem as the plain directory (memory,
-unless --directory says otherwise). Each job runs on both, one after the other, for several rounds;
-told are medians, their ratio, and the CPU time of the daemon per request. A request is one of
-fio's; the kernel may make several of it for the daemon, or none.
+The volume is level 5 of 4 + 1 on five directories in memory (--directory puts it elsewhere). Beside
+it stand peers that are set up for the run (--peers mergerfs,btrfs,zfs-fuse,plain: those installed)
+and whatever is given (--beside NAME=DIRECTORY, for example another mount). Each round runs each job
+on each side, one after the other; told are medians over the rounds, and the ratio of raidfs to each
+of the others. tools/fio_jobs.py says what the jobs are and how they are flagged.
+
+CPU us is the CPU time of the daemon per operation, with the final sync; "all us" that of the whole
+machine (client, kernel and daemon), which is there for kernel filesystems too.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import statistics as figures
-import subprocess
 import sys
-import sysconfig
-import time
 from pathlib import Path
 
+import fio_jobs
 from measuring import cpu_ns, machine, machine_line, progress, table, workshop
+from peers import PEERS, missing
 
-VOLUME_BYTES = 2 << 30  # of each member
-FILE_MIB = 64
-JOBS = {
-    "4 KiB random read, direct, 16 deep": "--rw=randread --bs=4k --direct=1 --iodepth=16",
-    "4 KiB random read, direct": "--rw=randread --bs=4k --direct=1 --iodepth=1",
-    "4 KiB random write, direct, 16 deep": "--rw=randwrite --bs=4k --direct=1 --iodepth=16",
-    "4 KiB random write, direct": "--rw=randwrite --bs=4k --direct=1 --iodepth=1",
-    "1 MiB read, direct": "--rw=read --bs=1m --direct=1 --iodepth=4",
-    "1 MiB write, direct": "--rw=write --bs=1m --direct=1 --iodepth=4",
-    "1 MiB read": "--rw=read --bs=1m",
-    "1 MiB write": "--rw=write --bs=1m",
-    "4 KiB append": "--rw=write --bs=4k",
-    "4 KiB write and fsync": "--rw=randwrite --bs=4k --fsync=1",
-}
-TREE_FILES = 1500
+VOLUME_BYTES = 3 << 30  # of each member
+TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 class Side:
-    """A place where jobs run: the mount (with its daemon's process number) or plain files."""
+    """A place where jobs run: the directory, and who serves it."""
 
     def __init__(self, directory, pid=None):
-        self.directory = directory
+        self.directory = Path(directory)
         self.pid = pid
 
-    def _cpu_ns(self):
-        return cpu_ns(self.pid) if self.pid is not None else 0
-
-    def fio(self, options, runtime_s):
-        """One job on a fresh file; {"iops", "mib_s", "us", "cpu_us"}."""
-        path = self.directory / "fio.data"
-        direct = "--direct=1" in options
-        whole = "--rw=read" in options and not direct  # once: a second time the kernel has it all
-        if "--rw=write" not in options:
-            path.write_bytes(os.urandom(1 << 20) * (4 * FILE_MIB if whole else FILE_MIB))
-            _sync(path)
-        command = [
-            "fio",
-            "--name=job",
-            f"--filename={path}",
-            *(() if whole else (f"--size={FILE_MIB}m", "--time_based", f"--runtime={runtime_s}")),
-            f"--ioengine={'libaio' if direct else 'psync'}",
-            "--fallocate=none",
-            "--output-format=json",
-            *options.split(),
-        ]
-        cpu = self._cpu_ns()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        _sync(path)  # what is told of a write includes its flush
-        job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-        cpu = self._cpu_ns() - cpu
-        told = job["write" if "write" in options.split()[0] else "read"]
-        path.unlink()
-        count = max(1, told["total_ios"])
-        return {
-            "iops": told["iops"],
-            "mib_s": told["bw_bytes"] / 2**20,
-            "us": told["lat_ns"]["mean"] / 1e3,
-            "cpu_us": cpu / count / 1e3,
-        }
-
-    def files(self, archive, files):
-        """Unpacks a tree of files, copies it, removes both; per file."""
-        target = self.directory / "tree"
-        target.mkdir()
-        cpu, begun = self._cpu_ns(), time.monotonic()
-        for command in (
-            ["tar", "-xf", str(archive), "-C", str(target)],
-            ["cp", "-a", str(target), str(self.directory / "copy")],
-        ):
-            subprocess.run(command, check=True)
-        spent = time.monotonic() - begun
-        cpu = self._cpu_ns() - cpu
-        for path in (target, self.directory / "copy"):
-            shutil.rmtree(path)
-        count = 2 * files
-        return {
-            "iops": count / spent,
-            "mib_s": 2 * archive.stat().st_size / spent / 2**20,
-            "us": spent / count * 1e6,
-            "cpu_us": cpu / count / 1e3,
-        }
+    def run(self, work):
+        """The job's figures with CPU times per operation added."""
+        busy = _busy_us()
+        own = cpu_ns(self.pid) if self.pid is not None else 0
+        told = work()
+        own = cpu_ns(self.pid) - own if self.pid is not None else 0
+        count = max(1, told.pop("count"))
+        told["cpu_us"] = own / 1e3 / count if self.pid is not None else None
+        told["all_us"] = (_busy_us() - busy) / count
+        return told
 
 
-def _sync(path):
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _busy_us():
+    """CPU time that this machine has spent so far, idle and stolen time left out."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    user, nice, system, _, _, irq, softirq = fields[:7]
+    return (user + nice + system + irq + softirq) * TICK_US
 
 
-def small_files(place):
-    """A tar archive of real small files, and how many are in it."""
-    library = Path(sysconfig.get_path("stdlib"))
-    found = []
-    for path in sorted(library.rglob("*.py")):
-        if "site-packages" not in path.parts and path.stat().st_size < 200_000:
-            found.append(path.relative_to(library))
-            if len(found) == TREE_FILES:
-                break
-    archive = place / "files.tar"
-    names = "\0".join(map(str, found))
-    command = ["tar", "-cf", str(archive), "-C", str(library), "--null", "-T", "-"]
-    subprocess.run(command, input=names, text=True, check=True)
-    return archive, len(found)
+def _job(name, side, options, tree, tree_files):
+    if name in fio_jobs.FIO:
+        return fio_jobs.fio(name, side.directory, options.runtime)
+    return fio_jobs.files(name, side.directory, tree, tree_files)
 
 
-def run(parent, runtime_s, rounds, wanted):
-    """{job: {"raidfs": figures, "plain": figures}}, medians over the rounds."""
-    with workshop(parent) as shop:
-        plain = shop.directory / "plain"
-        plain.mkdir()
-        volume = shop.volume(members=5, level="5", size=VOLUME_BYTES, mounted=True)
-        sides = {"raidfs": Side(volume.mountpoint, volume.pid), "plain": Side(plain)}
-        archive, files = small_files(shop.directory)
-        jobs = {
-            name: lambda side, options=options: side.fio(options, runtime_s)
-            for name, options in JOBS.items()
-        }
-        jobs["small files: untar, copy"] = lambda side: side.files(archive, files)
-        jobs = {name: job for name, job in jobs.items() if wanted in name}
-        results = {name: {side: [] for side in sides} for name in jobs}
-        for number in range(rounds):
-            for name, job in jobs.items():
-                progress(f"round {number + 1} of {rounds}: {name}")
-                for side, place in sides.items():
-                    results[name][side].append(job(place))
-        volume.unmount()
+def measure(options, names):
+    """{job: {side: medians}}; sides in the order of the table, raidfs first."""
+    with contextlib.ExitStack() as stack:
+        shop = stack.enter_context(workshop(options.directory))
+        mounted = {"members": 5, "level": "5", "size": VOLUME_BYTES, "mounted": True}
+        volume = shop.volume(**mounted, options=options.options)
+        sides = {"raidfs": Side(volume.mountpoint, volume.pid)}
+        if options.nolane:
+            other = shop.volume(**mounted, options=[*options.options, "nolane"])
+            sides["nolane"] = Side(other.mountpoint, other.pid)
+        for name in options.peers:
+            place = shop.directory / name
+            place.mkdir()
+            sides[name] = Side(*stack.enter_context(PEERS[name](place, VOLUME_BYTES)))
+        for text in options.beside:
+            name, _, path = text.partition("=")
+            sides[name] = Side(path)
+        tree = shop.directory / "tree"
+        tree.mkdir()
+        tree_files = fio_jobs.small_files(tree)
+        results = {name: {side: [] for side in sides} for name in names}
+        for number in range(options.rounds):
+            for name in names:
+                for label, side in sides.items():
+                    progress(f"round {number + 1} of {options.rounds}: {name} on {label}")
+                    work, after = _job(name, side, options, tree, tree_files)
+                    results[name][label].append(side.run(work))
+                    after()
     return {
         name: {side: _medians(told) for side, told in both.items()}
         for name, both in results.items()
@@ -152,47 +94,105 @@ def run(parent, runtime_s, rounds, wanted):
 
 
 def _medians(told):
-    return {key: figures.median(each[key] for each in told) for key in told[0]}
+    return {
+        key: None if told[0][key] is None else figures.median(each[key] for each in told)
+        for key in told[0]
+    }
 
 
 def show(results):
-    """The table."""
-    head = ["job", "raidfs/s", "plain/s", "ratio", "MiB/s", "plain", "us", "daemon CPU us"]
+    """The table: a line per job and side."""
     rows = []
-    for name, both in results.items():
-        ours, plain = both["raidfs"], both["plain"]
-        rows.append(
-            [
-                name,
-                f"{ours['iops']:.0f}",
-                f"{plain['iops']:.0f}",
-                f"{ours['iops'] / plain['iops']:.3f}",
-                f"{ours['mib_s']:.0f}",
-                f"{plain['mib_s']:.0f}",
-                f"{ours['us']:.0f}",
-                f"{ours['cpu_us']:.0f}",
-            ]
-        )
+    for name, sides in results.items():
+        ours = sides["raidfs"]["per_s"]
+        for label, told in sides.items():
+            rows.append(
+                [
+                    fio_jobs.DESCRIPTIONS[name] if label == "raidfs" else "",
+                    label,
+                    f"{told['per_s']:.0f}",
+                    f"{told['mib_s']:.0f}" if told["mib_s"] else "-",
+                    f"{told['us']:.1f}",
+                    "-" if told["cpu_us"] is None else f"{told['cpu_us']:.1f}",
+                    f"{told['all_us']:.1f}",
+                    "" if label == "raidfs" else f"{ours / told['per_s']:.2f}",
+                ]
+            )
+    head = ["job", "on", "per s", "MiB/s", "us", "CPU us", "all us", "raidfs is x"]
     print(table(head, rows))
-    print(
-        "\nPer second: requests, or files. us: mean time of a request. Plain figures in memory are"
-        "\nthose of memory itself: hold the CPU time per request against them, not the ratio alone."
+
+
+def plot(results, path):
+    """Bars per job, raidfs = 1; the format is what the file's name ends in (svg, png)."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise SystemExit("--plot needs matplotlib: pip install 'raidfs[bench]'") from None
+    labels = list(dict.fromkeys(label for sides in results.values() for label in sides))
+    figure, axis = pyplot.subplots(figsize=(11, 0.55 * len(results) * len(labels) / 2 + 1.5))
+    height = 0.8 / len(labels)
+    for number, label in enumerate(labels):
+        places, values = [], []
+        for line, sides in enumerate(results.values()):
+            if label in sides:
+                places.append(line + number * height)
+                values.append(sides[label]["per_s"] / sides["raidfs"]["per_s"])
+        axis.barh(places, values, height, label=label)
+    middle = [line + 0.4 - height / 2 for line in range(len(results))]
+    axis.set_yticks(middle, [fio_jobs.DESCRIPTIONS[name] for name in results])
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xlabel("operations per second, raidfs = 1 (longer is faster)")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog=f"Jobs: {', '.join(fio_jobs.JOBS)}."
     )
+    parser.add_argument("--directory", type=Path, help="where members and peers lie")
+    parser.add_argument("--peers", default="plain", help=f"of {','.join(PEERS)}; - for none")
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="NAME=DIRECTORY", help="a further side"
+    )
+    parser.add_argument("--nolane", action="store_true", help="a second volume without the lane")
+    parser.add_argument("--options", default="", help="mount options of the volume")
+    parser.add_argument("--runtime", type=float, default=3, help="seconds of each fio job")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", default="", help="names with commas, or parts of them")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, help="also draw the ratios into this .svg or .png")
+    options = parser.parse_args()
+    options.peers = [name for name in options.peers.split(",") if name not in ("", "-")]
+    options.options = [word for word in options.options.split(",") if word]
+    for name in options.peers:
+        if name not in PEERS:
+            parser.error(f"there is no peer {name!r}; there are {', '.join(PEERS)}")
+        if lacking := missing(name):
+            parser.error(f"{name} needs {', '.join(lacking)}: install it first")
+    for text in options.beside:
+        if "=" not in text or not os.path.isdir(text.partition("=")[2]):
+            parser.error(f"--beside {text}: NAME=DIRECTORY of an existing directory")
+    return options
 
 
 def main():
     """Runs, tells."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--directory", type=Path, help="where members and plain files lie")
-    parser.add_argument("--runtime", type=float, default=3, help="seconds of each job")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--job", default="", help="only jobs with this in their name")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = _arguments()
+    wanted = [word for word in options.jobs.split(",") if word]
+    names = [name for name in fio_jobs.JOBS if not wanted or any(w in name for w in wanted)]
     told = machine()
-    results = run(options.directory, options.runtime, options.rounds, options.job)
+    results = measure(options, names)
+    if options.plot:
+        plot(results, options.plot)
     if options.json:
-        print(json.dumps({"version": 1, "machine": told, "jobs": results}))
+        print(json.dumps({"version": 2, "machine": told, "jobs": results}))
     else:
         print(machine_line(told))
         show(results)

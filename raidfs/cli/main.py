@@ -14,6 +14,7 @@ from raidfs.cli.output import EXIT_ERROR, EXIT_USAGE, run_command
 VERBS = {
     "create": ("raidfs.cli.create", "create_command"),
     "status": ("raidfs.cli.status", "status_command"),
+    "statistics": ("raidfs.cli.status", "statistics_command"),
     "list": ("raidfs.cli.status", "list_command"),
     "member": ("raidfs.cli.member", "member_group"),
     "sync": ("raidfs.cli.umount", "sync_command"),

@@ -61,6 +61,7 @@ TO_KERNEL = frozenset(
         "auto_unmount",
     ]
 )
+LANE_THREADS_MAX = 64
 OPTIONS_HELP = """\
 \b
 Options of -o (comma-separated):
@@ -70,6 +71,15 @@ Options of -o (comma-separated):
   dirty=SIZE       most memory for data that is not yet on members (default 256M)
   allow_other      let other users in (without it, only the one who mounts; in
                    fstab you usually want it)
+  direct           read and write the members' data past the page cache
+                   (O_DIRECT), so that nothing is kept in memory twice
+  writeback        let the kernel collect small writes before it passes them on:
+                   faster, but then a crash of the daemon loses what was not
+                   synced, and a cut (every 5 s) holds only what the kernel has
+                   passed on; fsync and `raidfs-ctl sync` keep their promise
+  nolane           without the data path in C: slower; for comparing
+  lane_threads=N   threads that take requests from the kernel (default: one for
+                   each core, at most 4)
   log=FILE         log to FILE instead of syslog
   debug            log more
   noatime, noexec, nosuid, nodev, sync, dirsync, auto_unmount: as in mount(8)
@@ -85,6 +95,10 @@ class ParsedOptions:
     debug: bool = False
     log_path: str | None = None
     dirty_bytes: int | None = None
+    direct: bool = False
+    lane: bool = True
+    lane_threads: int = 0
+    writeback: bool = False
     members: list[str] = field(default_factory=list)
     fuse: set[str] = field(default_factory=set)
 
@@ -98,6 +112,7 @@ def parse_options(texts: tuple[str, ...]) -> ParsedOptions:
             raise UsageError(f"mount option {name}= needs a value after the sign")
         if not _take(parsed, name, value) and not _is_ignored(name):
             raise UsageError(f"unknown mount option {option!r}; see raidfs --help")
+    _check_lane(parsed)
     return parsed
 
 
@@ -122,6 +137,12 @@ def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
             parsed.members.append(path)
         case ("dirty", size) if size:
             parsed.dirty_bytes = parse_size(size)
+        case ("direct" | "writeback" | "lane" as word, ""):
+            setattr(parsed, word, True)
+        case ("nolane", ""):
+            parsed.lane = False
+        case ("lane_threads", number) if number:
+            parsed.lane_threads = _threads(number)
         case (word, "") if word in TO_KERNEL:
             for opposite in (f"no{word}", word.removeprefix("no")):
                 parsed.fuse.discard(opposite)
@@ -129,6 +150,19 @@ def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
         case _:
             return False
     return True
+
+
+def _threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LANE_THREADS_MAX:
+        raise UsageError(f"lane_threads={text}: write a number from 1 to {LANE_THREADS_MAX}")
+    return int(text)
+
+
+def _check_lane(parsed: ParsedOptions) -> None:
+    """What only the lane can do is not silently left out."""
+    if not parsed.lane and (parsed.writeback or parsed.lane_threads):
+        word = "writeback" if parsed.writeback else "lane_threads"
+        raise UsageError(f"mount option {word} needs the lane; leave out nolane")
 
 
 def _kernel_options(parsed: ParsedOptions) -> frozenset[str]:
@@ -179,9 +213,11 @@ def mount_command(
     """
     # Imported late: --help and wrong arguments need neither numpy nor libfuse.
     from raidfs.daemon.main import MountOptions, mount
+    from raidfs.daemon.session import LaneOptions
     from raidfs.store.store import DIRTY_BYTES_MAX
 
     parsed = parse_options(options)
+    lane = LaneOptions(parsed.lane_threads, parsed.writeback) if parsed.lane else None
     return mount(
         MountOptions(
             source=source,
@@ -192,6 +228,8 @@ def mount_command(
             members=tuple(parsed.members),
             dirty_bytes=parsed.dirty_bytes or DIRTY_BYTES_MAX,
             fuse_options=_kernel_options(parsed),
+            direct=parsed.direct,
+            lane=lane,
             log_level=logging.DEBUG if parsed.debug or verbose else logging.INFO,
             log_path=parsed.log_path,
         )

@@ -1,9 +1,12 @@
-"""`raidfs-ctl status` and `list`: what state volumes are in, mounted or not."""
+"""`raidfs-ctl status`, `list`, `statistics`: what state volumes are in, and what they counted."""
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import click
 import msgspec
@@ -13,11 +16,12 @@ from raidfs.cli import target
 from raidfs.cli.output import print_json, sentence, size_text, table
 from raidfs.daemon import registry
 from raidfs.daemon.condition import store_condition
-from raidfs.daemon.control import ControlClient
+from raidfs.daemon.control import ControlClient, StatisticsRequest
 from raidfs.daemon.status import (
     EXIT_CODES,
     EXIT_UNKNOWN,
     Condition,
+    LaneStatus,
     MemberStatus,
     VolumeStatus,
     describe,
@@ -104,6 +108,20 @@ def _member_row(member: MemberStatus) -> tuple[object, ...]:
     )
 
 
+def _lane_text(lane: LaneStatus | None) -> str:
+    if lane is None:
+        return "none (nolane): every request goes through Python"
+    served, carried, forwarded = (
+        sum(counts.values()) for counts in (lane.served, lane.carried, lane.forwarded)
+    )
+    threads = f"{lane.threads} thread{'s' if lane.threads != 1 else ''}"
+    cache = ", write-back cache" if lane.writeback else ""
+    return (
+        f"{threads}{cache}; {served} requests served in C,"
+        f" {carried + forwarded} answered by Python ({carried} carried, {forwarded} forwarded)"
+    )
+
+
 def status_lines(status: VolumeStatus) -> list[str]:
     """The whole report, line by line."""
     state = status.state + (" (READ-ONLY)" if status.read_only else "")
@@ -125,7 +143,10 @@ def status_lines(status: VolumeStatus) -> list[str]:
             )
         )
     where = f"{status.mountpoint} (process {status.pid})" if status.mountpoint else "not mounted"
-    lines += [_line("mounted", where), _line("policy", status.consistency)]
+    lines.append(_line("mounted", where))
+    if status.mountpoint:
+        lines.append(_line("lane", _lane_text(status.lane)))
+    lines.append(_line("policy", status.consistency))
     rows: list[tuple[object, ...]] = [("NAME", "STATE", "READ", "WRITE", "CKSUM", "")]
     counters = [(m.read_errors, m.write_errors, m.checksum_errors) for m in status.members]
     sums = [sum(column) for column in zip(*counters, strict=True)]
@@ -228,3 +249,34 @@ def list_command(where: tuple[str, ...], as_json: bool) -> int:
         rows.append((status.volume, status.state, status.level, count, used, free, place))
     click.echo("\n".join(table(rows, frozenset({3, 4, 5}))) if volumes else "no volumes")
     return code
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
+    """`{"a": {"b": 1}}` -> ("a.b", 1)."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+@click.command("statistics")
+@click.argument("where", metavar="MOUNTPOINT-OR-MEMBER")
+@click.option("--json", "as_json", is_flag=True, help="JSON, with a version and plain integers.")
+def statistics_command(where: str, as_json: bool) -> int:
+    """Tell what a mounted volume's daemon has counted since the mount, by part of it.
+
+    \b
+    Examples:
+      raidfs-ctl statistics /mnt/tank
+      raidfs-ctl statistics --json /mnt/tank | jq .lane.served
+    """
+    found = target.must_be_mounted(where, "statistics")
+    with contextlib.closing(found.client()) as client:
+        told: dict[str, Any] = msgspec.json.decode(client.ask(StatisticsRequest()))
+    if as_json:
+        print_json(told)
+    else:
+        rows = [(name, "-" if value is None else value) for name, value in _flat(told)]
+        click.echo("\n".join(table(rows, frozenset({1}))))
+    return 0

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 
 from raidfs.daemon.control import MemberFailRequest
-from raidfs.daemon.status import Condition, Usage
+from raidfs.daemon.status import Condition, LaneStatus, Usage
 from raidfs.errors import UsageError
 from raidfs.store.store import Store
 
 
-def store_condition(store: Store, mountpoint: str | None) -> Condition:
+def store_condition(
+    store: Store, mountpoint: str | None, lane: LaneStatus | None = None
+) -> Condition:
     """What an open store knows of its volume."""
     label = store.assembly.label
     lost: dict[int, str] = {}
@@ -41,6 +43,7 @@ def store_condition(store: Store, mountpoint: str | None) -> Condition:
         failed=store.failed,
         mountpoint=mountpoint,
         pid=os.getpid() if mountpoint else None,
+        lane=lane,
     )
 
 

@@ -48,6 +48,23 @@ LISTED_AT_ONCE = 128
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 
+def errno_of(name: str, error: Exception) -> int:
+    """What the kernel is told of an error in the operation of that name; EIO goes to the log too,
+    an error of ours with its traceback."""
+    if isinstance(error, FUSEError):
+        number: int = error.errno
+        return number
+    if not isinstance(error, RaidfsError):
+        log.error("%s failed inside raidfs", name, exc_info=error)
+        return errno.EIO
+    number = error.errno
+    if isinstance(error, MemberError) and not isinstance(error, MemberFull):
+        number = errno.EIO  # what the member's own filesystem said is not said of this one
+    if number == errno.EIO:
+        log.error("%s: %s", name, error)
+    return number
+
+
 def answered(handler: Handler) -> Handler:
     """Promise 1, for one handler."""
 
@@ -55,18 +72,10 @@ def answered(handler: Handler) -> Handler:
     async def guarded(*arguments: Any) -> Any:
         try:
             return await handler(*arguments)
-        except RaidfsError as error:
-            number = error.errno
-            if isinstance(error, MemberError) and not isinstance(error, MemberFull):
-                number = errno.EIO  # what the member's own filesystem said is not said of this one
-            if number == errno.EIO:
-                log.error("%s: %s", handler.__name__, error)
-            raise FUSEError(number) from None
         except FUSEError:
             raise
-        except Exception:
-            log.exception("%s failed inside raidfs", handler.__name__)
-            raise FUSEError(errno.EIO) from None
+        except Exception as error:
+            raise FUSEError(errno_of(handler.__name__, error)) from None
 
     return guarded  # type: ignore[return-value]
 
@@ -121,6 +130,30 @@ def groups_of(caller: Caller) -> set[int]:
         return set()
 
 
+def may_lose_privileges(told: Attributes) -> bool:
+    """The mode has bits that a change of content takes away."""
+    return bool(told.mode & (stat.S_ISUID | stat.S_ISGID))
+
+
+class Watcher:
+    """Who must know what happens to files because of what the kernel keeps in its caches. Without
+    a lane nobody: the kernel then takes care of it."""
+
+    def opened(self, ino: int, flags: int) -> None:
+        """A file was opened with these flags of open(2)."""
+
+    async def privileges_lost(self, ino: int) -> None:
+        """A change of content may have taken setuid or setgid away. Before it is answered."""
+
+    async def before_seek(self, ino: int) -> None:
+        """SEEK_DATA or SEEK_HOLE is about to be answered."""
+
+    async def write_out(self, ino: int, offset: int, nbytes: int) -> bool:
+        """Has the kernel pass on what is dirty there, through a mapping, say. False: there can't
+        be anything."""
+        return False
+
+
 class FuseOperations(pyfuse3.Operations):
     """pyfuse3's handlers over a Volume. File handles are inode numbers: the volume counts opens."""
 
@@ -128,9 +161,10 @@ class FuseOperations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, watcher: Watcher | None = None) -> None:
         super().__init__()
         self._volume = volume
+        self._watcher = watcher or Watcher()
 
     # -- names ------------------------------------------------------------------------------------
 
@@ -166,6 +200,7 @@ class FuseOperations(pyfuse3.Operations):
         """A new file, opened."""
         await self._volume.ready()
         told = self._volume.create(parent_inode, name, mode, flags, caller_of(ctx))
+        self._watcher.opened(told.ino, flags)
         return FileInfo(fh=FileHandleT(told.ino), keep_cache=True), entry_of(told)
 
     @answered
@@ -325,7 +360,11 @@ class FuseOperations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """open(2) of what exists."""
         privileges = bool(flags & os.O_TRUNC) and ctx.uid != 0
+        privileged = privileges and may_lose_privileges(self._volume.getattr(inode))
         self._volume.open(inode, flags, kill_privileges=privileges)
+        self._watcher.opened(inode, flags)
+        if privileged:
+            await self._watcher.privileges_lost(inode)
         return FileInfo(fh=FileHandleT(inode), keep_cache=True)
 
     @answered

@@ -1,6 +1,7 @@
 """The mount daemon: one process for one volume, one trio nursery in it.
 
-In the nursery: pyfuse3 (requests of the kernel), the store's flusher, the control socket, signals.
+In the nursery: the session (requests of the kernel), the store's flusher, the control socket,
+signals.
 
  1. In the background, the command returns when the mount answers, or with the sentence that says
     why there is none; nobody has to wait or look.
@@ -17,15 +18,15 @@ import errno
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyfuse3
 import trio
 
 from raidfs import native
@@ -42,10 +43,13 @@ from raidfs.daemon.control import (
     SyncRequest,
     WaitRequest,
 )
-from raidfs.daemon.fuse import FuseOperations, groups_of
+from raidfs.daemon.fuse import groups_of
+from raidfs.daemon.lane import LaneSession
+from raidfs.daemon.session import LaneOptions, PlainSession, Session
 from raidfs.daemon.status import VolumeStatus, describe
 from raidfs.errors import MemberBusy, RaidfsError, UsageError
 from raidfs.fs.volume import Volume
+from raidfs.known import Known
 from raidfs.raid.assembly import Assembly
 from raidfs.raid.places import peek
 from raidfs.store.store import DIRTY_BYTES_MAX, Store
@@ -62,7 +66,8 @@ READY = b"ready"
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What the mount command was asked for. `fuse_options` go to the kernel as they are."""
+    """What the mount command was asked for. `fuse_options` go to the kernel as they are;
+    `direct`: past the page cache to the members; without `lane`, pyfuse3 alone serves."""
 
     source: str
     mountpoint: str
@@ -72,6 +77,8 @@ class MountOptions:
     members: tuple[str, ...] = ()
     dirty_bytes: int = DIRTY_BYTES_MAX
     fuse_options: frozenset[str] = frozenset()
+    direct: bool = False
+    lane: LaneOptions | None = field(default_factory=LaneOptions)
     log_level: int = logging.INFO
     log_path: str | None = None
     wait_busy_s: float = BUSY_WAIT_S
@@ -167,22 +174,11 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """What C code (libfuse, fusermount3) prints on descriptor 2 meanwhile, as text."""
-    capture = os.memfd_create("stderr")
-    saved = os.dup(2)
-    os.dup2(capture, 2)
-
-    def text() -> str:
-        return " ".join(os.pread(capture, 4096, 0).decode(errors="replace").split())
-
-    try:
-        yield text
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(capture)
+def _allow_descriptors() -> None:
+    """As many as the system lets us: the columns of many zones are kept open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @dataclass(slots=True)
@@ -203,7 +199,7 @@ class Daemon:
         self.was_ready = False
         self._ready = ready
         self._outcome = Outcome()
-        self._session = False
+        self._session: Session | None = None
 
     def report(self, error: BaseException) -> None:
         """Says what went wrong where it can be seen: on stderr before ready, in the log after."""
@@ -222,6 +218,7 @@ class Daemon:
         mounts.check_fuse_device()
         self.mountpoint = mounts.check_mountpoint(self.options.mountpoint)
         native.self_test()
+        _allow_descriptors()
         self.assembly = await self._assemble()
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(self.assembly.close)
@@ -241,7 +238,10 @@ class Daemon:
             )
             # From here on the store closes the members; the entry still goes last.
             self.volume = Volume(
-                self.store, groups_of=groups_of, noatime="noatime" in self.options.fuse_options
+                self.store,
+                groups_of=groups_of,
+                noatime="noatime" in self.options.fuse_options,
+                known=None if self.options.lane is None else Known(),
             )
             if not self.options.read_only:
                 self.volume.reap_orphans()
@@ -280,6 +280,7 @@ class Daemon:
             os.path.abspath(self.options.source),
             degraded=self.options.degraded,
             read_only=self.options.read_only,
+            direct=self.options.direct,
             extra_paths=[os.path.abspath(path) for path in self.options.members],
         )
 
@@ -296,7 +297,7 @@ class Daemon:
     async def _serve_mounted(self) -> None:
         try:
             control = ControlServer(self.registration.socket, self._handlers())
-            self._mount()
+            session = self._mount()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(control.run)
@@ -306,7 +307,7 @@ class Daemon:
                 self._ready()
                 log.info("%s is mounted on %s", self.assembly.label.volume_name, self.mountpoint)
                 try:
-                    await pyfuse3.main()
+                    await session.run()
                 finally:
                     self._unmount()
                 await self._close_volume()
@@ -322,32 +323,28 @@ class Daemon:
                 self.trouble = self.trouble or "an error inside raidfs; its log tells more"
             raise
 
-    def _mount(self) -> None:
-        name = f"raidfs:{self.assembly.label.volume_name}".replace("\\", "\\\\")
-        options = {"subtype=raidfs", "default_permissions", *self.options.fuse_options}
-        options.add("fsname=" + name.replace(",", "\\,"))
+    def _mount(self) -> Session:
+        words = {"default_permissions", *self.options.fuse_options}
         if self.options.read_only:
-            options.add("ro")
-        operations = FuseOperations(self.volume)
-        with _captured_stderr() as text:
-            try:
-                pyfuse3.init(operations, self.mountpoint, options)
-            except RuntimeError as error:
-                raise UsageError(
-                    f"can't mount on {self.mountpoint}: {text() or error};"
-                    " check the mount options and your rights on the mountpoint",
-                    errno.EPERM,
-                ) from error
-        self._session = True
+            words.add("ro")
+        lane = self.options.lane
+        session: Session
+        if lane is None:
+            session = PlainSession(self.volume)
+        else:
+            session = LaneSession(self.store, self.volume, lane)
+        session.open(self.mountpoint, f"raidfs:{self.assembly.label.volume_name}", words)
+        self._session = session
+        return session
 
     def _unmount(self) -> None:
         """Takes the mount away if it is still there. Lazily: open files keep nothing alive."""
-        if not self._session:
+        session, self._session = self._session, None
+        if session is None:
             return
-        self._session = False
         with contextlib.suppress(OSError):
             self.registration.closing()
-        pyfuse3.close(unmount=True)
+        session.close()
 
     async def _close_volume(self) -> None:
         """Promise 2. Whatever happens to the asker, the last cut is made."""
@@ -364,12 +361,14 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             async for number in received:
                 log.info("%s: unmounting", signal.Signals(number).name)
-                self.stop()
+                await self.stop()
 
-    def stop(self) -> None:
-        """Ends the mount; pyfuse3.main() returns when the requests under way are answered."""
-        if self._session:
-            pyfuse3.terminate()
+    async def stop(self) -> None:
+        """Ends the mount, with all that was told so far; requests under way are answered."""
+        if self._session is not None:
+            await self._session.drain()
+        if self._session is not None:
+            self._session.stop()
 
     def _tune(self) -> None:
         """Larger read-ahead than the kernel's default for FUSE (measured: 128 KiB halves
@@ -397,7 +396,8 @@ class Daemon:
 
     def status(self) -> VolumeStatus:
         """The volume as it is now."""
-        return describe(store_condition(self.store, self.mountpoint))
+        lane = self._session.status() if self._session is not None else None
+        return describe(store_condition(self.store, self.mountpoint, lane))
 
     async def _statistics(self, _: StatisticsRequest) -> dict[str, Any]:
         return {
@@ -405,9 +405,12 @@ class Daemon:
             "pages": self.store.pages.statistics(),
             "inodes": self.volume.statistics(),
             "kernel": native.kernel_selected(),
+            "lane": self._session.statistics() if self._session is not None else None,
         }
 
     async def _sync(self, _: SyncRequest) -> None:
+        if self._session is not None:
+            await self._session.drain()
         await self.store.commit()
 
     async def _wait(self, _: WaitRequest) -> None:
@@ -416,7 +419,7 @@ class Daemon:
             raise RaidfsError(self._outcome.error)
 
     async def _stop(self, _: StopRequest) -> None:
-        self.stop()
+        await self.stop()
         await self._wait(WaitRequest())
 
     async def _fail_member(self, request: MemberFailRequest) -> VolumeStatus:

@@ -39,6 +39,17 @@ class MemberStatus(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class LaneStatus(msgspec.Struct, frozen=True):
+    """How the kernel's requests were answered since the mount, by kind of request: `served` by
+    threads in C, `carried` to Python by the lane itself, `forwarded` to pyfuse3."""
+
+    threads: int
+    writeback: bool
+    served: dict[str, int]
+    carried: dict[str, int]
+    forwarded: dict[str, int]
+
+
 class VolumeStatus(msgspec.Struct, frozen=True):
     """All that `raidfs-ctl status` tells. Bytes are what files may use, parity not counted."""
 
@@ -63,6 +74,7 @@ class VolumeStatus(msgspec.Struct, frozen=True):
     consistency: str
     members: list[MemberStatus]
     errors: str
+    lane: LaneStatus | None = None
     version: int = 1
 
 
@@ -89,6 +101,7 @@ class Condition:
     failed: str | None = None  # why nothing more may be written, or why it can't be mounted
     mountpoint: str | None = None
     pid: int | None = None
+    lane: LaneStatus | None = None
 
 
 def _count(number: int, word: str) -> str:
@@ -188,4 +201,5 @@ def describe(condition: Condition) -> VolumeStatus:
         consistency=CONSISTENCY,
         members=_members(condition),
         errors=condition.failed or ("No known data errors" if state != "FAILED" else "Unknown"),
+        lane=condition.lane,
     )
