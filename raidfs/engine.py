@@ -20,7 +20,6 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -157,28 +156,29 @@ class Engine:
         if last:
             ffi.release(self._engine)
 
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
+    def _enter(self) -> None:
         with self._lock:
             if self._closed:
                 raise ValueError("the engine was closed")
             self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                last = self._closed and self._users == 0
-            if last:
-                ffi.release(self._engine)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._closed and self._users == 0
+        if last:
+            ffi.release(self._engine)
 
     def run_blocking(self, batch: Batch) -> None:
         """Return when all of it is done, one way or the other."""
         if not len(batch):
             return
-        with self._using():
+        self._enter()
+        try:
             ios = batch._freeze()
             _check(lib.rf_engine_run(self._engine, ios, len(batch)))
+        finally:
+            self._leave()
 
     async def run(self, batch: Batch) -> None:
         """As `run_blocking`; others get the event loop meanwhile."""
@@ -186,12 +186,15 @@ class Engine:
         if not len(batch):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        with self._using():
+        self._enter()
+        try:
             ios = batch._freeze()
             number = next(self._numbers)
             _check(lib.rf_engine_start(self._engine, ios, len(batch), number))
             with trio.CancelScope(shield=True):
                 await self._told(number)
+        finally:
+            self._leave()
 
     async def _told(self, number: int) -> None:
         """One of the waiting tasks waits on the eventfd and tells the others; then it appoints the

@@ -272,7 +272,7 @@ def test_zones(opened):
     m = opened.meta
     m.insert_zone(1, "5/3", 256, [(0, 4), (1, 5), (2, 6)])
     m.insert_zone(4, "1/2", 128, ((2, 0), (0, 1)))
-    m.update_zone(4, 100, 77)
+    m.update_zones([(100, 77, 4)])
     assert m.next_zone == 5
     expected = [
         ZoneRow(1, "5/3", 256, 0, 0, ((0, 4), (1, 5), (2, 6))),

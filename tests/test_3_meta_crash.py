@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from copy import copy
 
 import apsw
 import numpy as np
@@ -46,6 +47,7 @@ class Life:
         self.opened, self.m, self.rng = opened, opened.meta, rng
         self.epoch = self.m.durable + 1
         self.cut = []  # epochs closed and not durable
+        self.told = {}  # ino -> (row, before): changed in memory alone, until the cut
         self.states = {self.m.durable: visible(self.m)} if states is None else states
 
     def step(self):
@@ -58,26 +60,44 @@ class Life:
             name = b"n%d" % rng.randrange(30)
             if m.lookup(parent, name) is None:
                 make(m, epoch, parent, name, rng.choice((REGULAR, REGULAR, DIRECTORY)))
-        elif what < 0.6 and names:
+        elif what < 0.55 and names:
             parent, name = rng.choice(list(names))
             if m.is_empty(names[parent, name].ino):
+                self.told.pop(names[parent, name].ino, None)
                 remove(m, epoch, parent, name)
         elif what < 0.75:
-            row = m.inode(rng.choice(list(rows)))
-            row.size = rng.randrange(10**6)
-            m.save_inode(epoch, row)
+            ino = rng.choice(list(rows))
+            row = self.told[ino][0] if ino in self.told else m.inode(ino)
+            if rng.random() < 0.3 or row.mode == DIRECTORY:
+                row.size = rng.randrange(10**6)
+                m.save_inode(epoch, row)
+            else:
+                if ino not in self.told:
+                    m.owe_inode(row)
+                    self.told[ino] = (row, copy(row) if row.born != epoch else None)
+                row.size = rng.randrange(10**6)
         elif what < 0.9:
-            row = m.inode(rng.choice(list(rows)))
+            row = self.row(rng.choice(list(rows)))
             with m.atomic():
                 m.save_inode(epoch, row)
                 m.set_xattr(epoch, row.ino, b"user.%d" % rng.randrange(3), rng.randbytes(8))
         elif attributes:
             ino, name = rng.choice(list(attributes))
             with m.atomic():
-                m.save_inode(epoch, m.inode(ino))
+                m.save_inode(epoch, self.row(ino))
                 m.remove_xattr(epoch, ino, name)
 
+    def row(self, ino):
+        return self.told[ino][0] if ino in self.told else self.m.inode(ino)
+
+    def renew(self):
+        """Commits may have made versions of what the cut before had put in place."""
+        for row, _ in self.told.values():
+            row.born = self.m.inode(row.ino).born
+
     def close_epoch(self):
+        self.m.save_inodes(self.epoch, list(self.told.values()))
+        self.told = {}
         self.states[self.epoch] = visible(self.m)
         self.m.note_cut(self.epoch)
         self.cut.append(self.epoch)
@@ -109,9 +129,11 @@ class Life:
                     self.opened.world.mark(("synced", self.m.durable))
             elif what < 0.97:
                 self.m.commit(None)
+                self.renew()
                 self.opened.mirror.sync_wal()
             else:
                 self.m._end()
+                self.renew()
                 self.m._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
                 self.m._begin()
 

@@ -107,9 +107,18 @@ class Side:
         elif mode & (PUNCH | ZERO):
             end = min(size, offset + nbytes) if mode & KEEP else offset + nbytes
             if end > offset:
-                os.pwrite(fd, bytes(end - offset), offset)
+                self._placed(fd, bytes(end - offset), offset)
         elif not mode & KEEP and size < offset + nbytes:
             os.ftruncate(fd, offset + nbytes)
+
+    @staticmethod
+    def _placed(fd, data, offset):
+        """pwrite(2) that means it, also when the descriptor appends."""
+        another = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+        try:
+            return os.pwrite(another, data, offset)
+        finally:
+            os.close(another)
 
     def copied(self, source, target, offset, nbytes, to):
         """copy_file_range until all is there."""

@@ -23,14 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import trio
 from measuring import MEMORY, machine, machine_line, progress, table
 from volumes import ROOT, make_members, open_store
 
 from raidfs.errors import FsError
 from raidfs.fs.attributes import Changes
 from raidfs.fs.volume import Volume
-
-import trio
 
 PAGE = os.urandom(4096)
 FILE_PAGES = 4096  # of the file that is written at random

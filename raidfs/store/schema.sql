@@ -17,6 +17,9 @@
 --       has to be undone.
 --   V5. leaf, zone, column, checksum, owner, share, event and member rows change only in the
 --       transaction that makes their epoch durable, and need no undo.
+--   V6. A version that no retained epoch sees may be overwritten by the transaction that makes an epoch
+--       durable: in leaf by what the epoch made of it, in inode by what the epoch changed of the row
+--       alone. `born` then stays what it was, lower than the epoch of the change.
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
@@ -155,8 +158,8 @@ CREATE TABLE "column" (
 ) WITHOUT ROWID;
 
 -- CRC-32C of every cell, parity too, of rows below `fill`: slab s is for rows 256 * s and the 255 after.
---   crcs        little-endian 32-bit words, row by row, `width` to a row; ends with the last row that
---               was written. Absent cells have the CRC of a cell of zeros
+--   crcs        little-endian 32-bit words, row by row, `width` to a row; of all rows of the slab, those
+--               from `fill` on being zeros. Absent cells have the CRC of a cell of zeros
 CREATE TABLE checksum (
     zone INTEGER NOT NULL,
     slab INTEGER NOT NULL,

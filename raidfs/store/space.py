@@ -30,7 +30,6 @@ import contextlib
 import heapq
 import os
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -451,11 +450,12 @@ class Space:
     def account(self, cells: Addresses | list[int], sign: int) -> set[int]:
         """Add (sign 1) or take away (-1) references to cells; returns the zones touched."""
         if len(cells) <= FEW:
-            few = cells if isinstance(cells, list) else cells.tolist()
-            counts = Counter([cell >> ZONE_SHIFT for cell in few])
+            counts = dict[int, int]()
+            for cell in cells if isinstance(cells, list) else cells.tolist():
+                counts[cell >> ZONE_SHIFT] = counts.get(cell >> ZONE_SHIFT, 0) + 1
         else:
             found = np.unique(np.asarray(cells) >> np.uint64(ZONE_SHIFT), return_counts=True)
-            counts = Counter(dict(zip(*(each.tolist() for each in found), strict=True)))
+            counts = dict(zip(*(each.tolist() for each in found), strict=True))
         for number, count in counts.items():
             zone = self.zones[number]
             zone.live += sign * count

@@ -241,9 +241,6 @@ class Tables(Database):
             self._run(COLUMN_INSERT, (zone, column, member, slot))
         self.next_zone = zone + 1
 
-    def update_zone(self, zone: int, fill: int, live: int) -> None:
-        self.update_zones([(fill, live, zone)])
-
     def update_zones(self, changed: list[tuple[int, int, int]]) -> None:
         """(fill, live, zone) of each."""
         for _ in changed:
@@ -319,8 +316,11 @@ class Tables(Database):
         else:
             found = self._row(CHECKSUM_GET, (zone, slab))
             old = found[0] if found is not None else b""
-        whole = old or bytes(self._slab_rows(zone, slab) * 4 * self._width(zone))
-        assert len(whole) >= offset + len(part)
+        whole = old
+        if len(whole) < offset + len(part):  # the first rows of the slab
+            assert len(whole) >= offset or not old, "rows are filled from below"
+            whole = whole.ljust(self._slab_rows(zone, slab) * 4 * self._width(zone), b"\0")
+            assert len(whole) >= offset + len(part)
         content = whole[:offset] + part + whole[offset + len(part) :]
         self._slab = None
         self._spend(len(content))
