@@ -386,6 +386,23 @@ static void tell_waiter(void *context)
     pthread_mutex_unlock(&waiter->mutex); /* after this the waiter may be gone */
 }
 
+int rf_engine_at_once(struct rf_engine *engine, const struct rf_io *ios, uint32_t count)
+{
+    uint64_t all = 0;
+    if (engine->ring_only ||
+        atomic_load_explicit(&engine->sync_ns, memory_order_relaxed) >= QUICK_SYNC_NS)
+        return 0;
+    for (uint32_t at = 0; at < count;) {
+        uint32_t end = rf_chain_end(ios, at, count);
+        uint64_t nbytes;
+        if (way_of(engine, ios, at, end, &nbytes) != RF_WITH_OTHERS)
+            return 0;
+        all += nbytes;
+        at = end;
+    }
+    return all <= SMALL_JOB_BYTES_MAX;
+}
+
 int rf_engine_run(struct rf_engine *engine, struct rf_io *ios, uint32_t count)
 {
     struct waiter waiter = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};

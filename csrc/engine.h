@@ -54,6 +54,10 @@ int rf_engine_eventfd(struct rf_engine *engine);
 /* Takes at most `room` ids of what `start` began and is done; how many. */
 uint32_t rf_engine_finished(struct rf_engine *engine, uint64_t *ids, uint32_t room);
 
+/* Whether `run` would be through with such a batch sooner than another thread could be woken: small
+ * writes, and syncs where those of late were over at once. */
+int rf_engine_at_once(struct rf_engine *engine, const struct rf_io *ios, uint32_t count);
+
 /* As submit, but returns when done. From any thread but the engine's own. What needs no second
  * thread is done on the caller's. */
 int rf_engine_run(struct rf_engine *engine, struct rf_io *ios, uint32_t count);

@@ -181,7 +181,7 @@ class Engine:
             self._leave()
 
     async def run(self, batch: Batch) -> None:
-        """As `run_blocking`; others get the event loop meanwhile."""
+        """As `run_blocking`; others get the event loop meanwhile, unless it is over at once."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if not len(batch):
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -189,6 +189,9 @@ class Engine:
         self._enter()
         try:
             ios = batch._freeze()
+            if lib.rf_engine_at_once(self._engine, ios, len(batch)):
+                _check(lib.rf_engine_run(self._engine, ios, len(batch)))
+                return
             number = next(self._numbers)
             _check(lib.rf_engine_start(self._engine, ios, len(batch), number))
             with trio.CancelScope(shield=True):

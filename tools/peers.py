@@ -99,6 +99,7 @@ def btrfs(directory, nbytes):
     try:
         for image in _images(directory, nbytes):
             loops.append(_run("losetup", "--find", "--show", image))
+            _run("blockdev", "--setrw", loops[-1])  # the flag outlives the last user's image
         _run("mkfs.btrfs", "-q", "-f", "-d", "raid5", "-m", "raid1", *loops)
         _run("btrfs", "device", "scan", *loops)
         _run("mount", loops[0], mountpoint)
@@ -127,7 +128,8 @@ def zfs_fuse(directory, nbytes):
             yield mountpoint, process.pid
         finally:
             subprocess.run(["umount", str(mountpoint)], capture_output=True, check=False)
-            _run("zpool", "destroy", "-f", POOL)
+            # in vain while the kernel still holds files; with the daemon and its images all goes
+            subprocess.run(["zpool", "destroy", "-f", POOL], capture_output=True, check=False)
     finally:
         _end(process)
 

@@ -34,7 +34,7 @@ from raidfs.daemon import carried
 from raidfs.daemon.carried import CarriedRequests
 from raidfs.daemon.device import Device, open_device
 from raidfs.daemon.fuse import CACHE_S, FuseOperations, Watcher, errno_of
-from raidfs.daemon.session import LaneOptions, captured_stderr
+from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, captured_stderr
 from raidfs.daemon.status import LaneStatus
 from raidfs.errors import UsageError
 from raidfs.fs.volume import Volume
@@ -135,7 +135,7 @@ class LaneSession(Watcher):
             cell_bytes=self._store.cell_bytes,
             max_write=nbytes,
             max_background=BACKGROUND_MAX,
-            max_readahead=0,
+            max_readahead=READ_AHEAD_BYTES,
             init_add=WRITEBACK_CACHE if self._options.writeback else 0,
             init_remove=0,
             cache_ns=int(CACHE_S * 1e9),

@@ -45,7 +45,7 @@ from raidfs.daemon.control import (
 )
 from raidfs.daemon.fuse import groups_of
 from raidfs.daemon.lane import LaneSession
-from raidfs.daemon.session import LaneOptions, PlainSession, Session
+from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, PlainSession, Session
 from raidfs.daemon.status import VolumeStatus, describe
 from raidfs.errors import MemberBusy, RaidfsError, UsageError
 from raidfs.fs.volume import Volume
@@ -60,7 +60,6 @@ EXIT_REFUSED = 1
 EXIT_UNCLEAN = 3
 BUSY_WAIT_S = 10.0
 BUSY_POLL_S = 0.1
-READ_AHEAD_KIB = 1024
 READY = b"ready"
 
 
@@ -371,13 +370,13 @@ class Daemon:
             self._session.stop()
 
     def _tune(self) -> None:
-        """Larger read-ahead than the kernel's default for FUSE (measured: 128 KiB halves
-        sequential reads). Root only; others go without."""
+        """Larger read-ahead than the kernel's default. Root only; others go without. The answer to
+        INIT, which may come later, can only lower it: the lane's allows as much."""
         for mounted in mounts.all_mounts():
             if mounted.mountpoint == self.mountpoint and mounted.kind == mounts.FILESYSTEM_TYPE:
                 with contextlib.suppress(OSError):
                     setting = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
-                    setting.write_text(f"{READ_AHEAD_KIB}\n")
+                    setting.write_text(f"{READ_AHEAD_BYTES >> 10}\n")
 
     # -- the control socket -----------------------------------------------------------------------
 

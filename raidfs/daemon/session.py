@@ -25,6 +25,7 @@ from raidfs.errors import UsageError
 from raidfs.fs.volume import Volume
 
 THREADS_DEFAULT_MAX = 4
+READ_AHEAD_BYTES = 1 << 20  # the kernel's 128 KiB for FUSE halve sequential reads
 
 
 @dataclass(frozen=True, slots=True)

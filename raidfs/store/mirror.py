@@ -3,8 +3,9 @@
 SQLite's writes never reach a member from within SQLite. They go into a queue of *batches* (a
 batch: writes to one of the two files with nothing in between that must come after), reads look
 into the queue first, and `_drain` alone takes batches to the members, in order, by worker threads.
-So the event loop waits for no member when it writes, and the rules of order are those of one
-function, whoever calls it and whenever:
+So the event loop waits for no member when it writes (but for syncs that are over sooner than a
+thread could be woken: `at_once`), and the rules of order are those of one function, whoever calls
+it and whenever:
 
  A. Before a write to the database file, all earlier writes to the log are synced.
  B. Before the log is begun anew (header rewritten, or truncated), all writes to the database are
@@ -281,6 +282,16 @@ class Mirror:
         return None
 
     # -- taking the queue to the members ----------------------------------------------------------
+
+    @property
+    def at_once(self) -> bool:
+        """Whether `sync_wal` would be through sooner than a thread could be woken for it: it has a
+        few pages to append to the log, and members whose syncs took no time lately."""
+        if not self._crew.quick or self._draining.locked():
+            return False
+        with self._mutex:
+            small = self._queued_bytes <= SMALL_BYTES_MAX and not self._unsynced[MetaFile.WAL]
+            return small and len(self._queue) == 1 and not self._queue[0].begins
 
     def sync_wal(self) -> None:
         """Promise 1. Blocks; from any thread. MemberError when no member is left."""

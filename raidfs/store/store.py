@@ -388,7 +388,8 @@ class Store:
         self.pages.retire(sealed.generation)
         self.space.retire(len(flush.inos))
         self.step()  # dirty room is free again, although not yet durable
-        if not await self._sync(self.mirror.sync_wal):
+        at_once = self.engine is not None and self.mirror.at_once
+        if not await self._sync(self.mirror.sync_wal, at_once):
             return
         self._sealed.pop(0)
         self.durable = sealed.generation
@@ -404,13 +405,16 @@ class Store:
         if self.meta.checkpoint_if_due():
             await self._sync(self.mirror.sync_db)
 
-    async def _sync(self, sync: Callable[[], None]) -> bool:
+    async def _sync(self, sync: Callable[[], None], at_once: bool = False) -> bool:
         """Sync the log, or all, on the members that are left, with losses recorded. False if that
-        failed the volume."""
+        failed the volume. `at_once`: it is over sooner than a thread could be woken for it."""
         while True:
             try:
-                await self.offload(sync)
-                again = False
+                if at_once:
+                    sync()
+                else:
+                    await self.offload(sync)
+                at_once = again = False
             except LossUnrecorded:  # the mirror wants the loss in the labels first
                 again = True
             await self.settle_losses()
