@@ -30,7 +30,12 @@ from members_in_memory import MemoryMember
 
 from raidfs import native
 from raidfs.errors import LabelMissing, MemberBusy, MemberError, MemberFull, UsageError
-from raidfs.raid.directory import DirectoryMember, lay_out_directory, remove_layout
+from raidfs.raid.directory import (
+    SPARES_MAX,
+    DirectoryMember,
+    lay_out_directory,
+    remove_layout,
+)
 from raidfs.raid.label import write_label
 from raidfs.raid.member import Descriptors, MetaFile
 from raidfs.raid.places import construct, identity, kind_of, open_member
@@ -185,6 +190,46 @@ def test_a_directory_holds_what_the_format_says(tmp_path):
     column = tmp_path / "zones/ff/000001ff.3"
     assert column.stat().st_size == ZONE_BYTES
     assert column.stat().st_blocks * 512 >= ZONE_BYTES, "room must be taken at once"
+
+
+def spares(path):
+    return sorted(p.name for p in (path / "zones").glob("spare.*"))
+
+
+def test_the_files_of_removed_columns_become_the_next_ones(tmp_path):
+    member = lay_out_directory(str(tmp_path))
+    for zone in range(1, 8):
+        member.column_create(zone, 0, 0, ZONE_BYTES)
+    before = member.room_bytes()
+    inodes = {os.stat(tmp_path / f"zones/{zone:02x}/{zone:08x}.0").st_ino for zone in range(1, 8)}
+    for zone in range(1, 8):
+        member.column_remove(zone, 0, 0)
+        member.column_remove(zone, 0, 0)
+    assert member.columns() == []
+    assert len(spares(tmp_path)) == SPARES_MAX
+    assert member.room_bytes() >= before + 7 * ZONE_BYTES - (1 << 20)  # others write here, too
+    member.column_create(9, 2, 0, 2 * ZONE_BYTES)  # another size: a file of its own
+    assert len(spares(tmp_path)) == SPARES_MAX
+    for zone in range(10, 10 + SPARES_MAX + 1):
+        member.column_create(zone, 1, 0, ZONE_BYTES)
+        column = tmp_path / f"zones/{zone:02x}/{zone:08x}.1"
+        assert column.stat().st_size == ZONE_BYTES
+        assert (column.stat().st_ino in inodes) == (zone < 10 + SPARES_MAX)
+    assert spares(tmp_path) == []
+    member.column_remove(10, 1, 0)
+    assert len(spares(tmp_path)) == 1
+    member.close()
+    assert spares(tmp_path) == []
+
+
+def test_kept_files_of_a_daemon_that_was_killed_go_at_the_next_opening(tmp_path):
+    lay_out_directory(str(tmp_path)).close()
+    (tmp_path / "zones/spare.3").write_bytes(b"x")
+    (tmp_path / "zones/spare.of.somebody").write_bytes(b"x")
+    DirectoryMember(str(tmp_path), read_only=True).close()
+    assert spares(tmp_path) == ["spare.3", "spare.of.somebody"]
+    DirectoryMember(str(tmp_path)).close()
+    assert spares(tmp_path) == ["spare.of.somebody"]
 
 
 def test_a_column_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
