@@ -12,7 +12,7 @@
  *     the unreferenced, exactly once.
  *  4. Entries never take more than nbytes_max (plus one while it is being added); the least
  *     recently used go first. When a name of a complete directory goes, so does completeness.
- *  5. Each call is O(1), but for forgetting a directory (its names) and arrays (their length).
+ *  5. Each call is O(1), but for forgetting a directory (its names).
  */
 #include <errno.h>
 #include <string.h>
@@ -69,20 +69,14 @@ int rf_known_inode_put(struct rf_known *known, const struct rf_inode *inode)
     return result;
 }
 
-void rf_known_inodes_forget(struct rf_known *known, const uint64_t *inos, uint32_t count)
+int rf_known_inode_forget(struct rf_known *known, uint64_t ino)
 {
     pthread_mutex_lock(&known->mutex);
-    for (uint32_t i = 0; i < count; i++) {
-        struct known_inode *entry = inode_find(&known->entries, inos[i]);
-        if (entry)
-            inode_drop(&known->entries, entry);
-    }
+    struct known_inode *entry = inode_find(&known->entries, ino);
+    if (entry)
+        inode_drop(&known->entries, entry);
     pthread_mutex_unlock(&known->mutex);
-}
-
-void rf_known_inode_forget(struct rf_known *known, uint64_t ino)
-{
-    rf_known_inodes_forget(known, &ino, 1);
+    return entry != NULL;
 }
 
 int rf_known_getattr(struct rf_known *known, uint64_t ino, struct rf_inode *out)

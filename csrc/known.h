@@ -21,9 +21,9 @@ struct rf_inode {
     int64_t atime_ns, mtime_ns, ctime_ns;
     uint32_t mode, nlink, uid, gid, rdev;
     uint32_t inline_bytes_max; /* a file no larger takes no cells of its own: st_blocks */
-    uint32_t resident; /* 1: size and times here are of no use: pages has them, and if it hasn't
-                        * any more, only Python can answer. Ask here first, then pages. */
-    uint32_t padding;
+    uint32_t resident;  /* 1: size and times here are of no use: pages has them, and if it hasn't
+                         * any more, only Python can answer. Ask here first, then pages. */
+    uint32_t no_xattrs; /* 1: it has no extended attributes; 0: ask Python */
 };
 
 struct rf_known_statistics {
@@ -43,8 +43,8 @@ void rf_known_free(struct rf_known *known);
 /* ---- attributes ---- */
 
 int rf_known_inode_put(struct rf_known *known, const struct rf_inode *inode);
-void rf_known_inode_forget(struct rf_known *known, uint64_t ino);
-void rf_known_inodes_forget(struct rf_known *known, const uint64_t *inos, uint32_t count);
+/* 1: it was known until now; 0: it wasn't. */
+int rf_known_inode_forget(struct rf_known *known, uint64_t ino);
 /* 1 and *out, or -ENOENT: not known. */
 int rf_known_getattr(struct rf_known *known, uint64_t ino, struct rf_inode *out);
 

@@ -27,6 +27,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <fcntl.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,6 +41,7 @@ enum {
     NOTIFIER_PATIENCE_MS = 2000,
     SOCKET_MESSAGE_ROOM = 4096, /* of its buffer, not for messages */
 };
+static const int64_t LATE_NS = 10000000, SECOND_NS = 1000000000;
 
 /* ---- the signal that interrupts reads ---- */
 
@@ -233,11 +235,13 @@ struct rf_lane *rf_lane_new(const struct rf_lane_setup *setup)
     lane->buffer_pages = setup->max_write / setup->cell_bytes + 2;
     lane->buffer_bytes = (uint64_t)lane->buffer_pages * setup->cell_bytes;
     lane->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    lane->late_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     pthread_mutex_init(&lane->buffers_mutex, NULL);
     pthread_mutex_init(&lane->notifier.mutex, NULL);
     pthread_cond_init(&lane->notifier.wanted, NULL);
     lane->notifier.last = &lane->notifier.first;
-    if (lane->event_fd < 0 || servant_begin(lane) < 0 || carry_begin(lane) < 0) {
+    if (lane->event_fd < 0 || lane->late_fd < 0 || servant_begin(lane) < 0 ||
+        carry_begin(lane) < 0) {
         rf_lane_free(lane);
         return NULL;
     }
@@ -338,6 +342,8 @@ void rf_lane_free(struct rf_lane *lane)
     pthread_mutex_destroy(&lane->buffers_mutex);
     if (lane->event_fd >= 0)
         close(lane->event_fd);
+    if (lane->late_fd >= 0)
+        close(lane->late_fd);
     free(lane);
 }
 
@@ -361,6 +367,20 @@ void lane_raise(struct rf_lane *lane)
         ;
 }
 
+void lane_raise_late(struct rf_lane *lane)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t now_ns = now.tv_sec * SECOND_NS + now.tv_nsec;
+    int64_t set_ns = atomic_load(&lane->late_ns), late_ns = now_ns + LATE_NS;
+    /* While the timer has yet to expire, it will tell of this too: whoever is told by it looks
+     * after that time. */
+    if (now_ns < set_ns || !atomic_compare_exchange_strong(&lane->late_ns, &set_ns, late_ns))
+        return;
+    struct itimerspec time = {.it_value = {late_ns / SECOND_NS, late_ns % SECOND_NS}};
+    ENSURE(timerfd_settime(lane->late_fd, TFD_TIMER_ABSTIME, &time, NULL) == 0);
+}
+
 uint32_t lane_cells_used(const struct rf_lane *lane, uint64_t nbytes)
 {
     if (nbytes <= HEAD_BYTES)
@@ -371,6 +391,11 @@ uint32_t lane_cells_used(const struct rf_lane *lane, uint64_t nbytes)
 int rf_lane_eventfd(struct rf_lane *lane)
 {
     return lane->event_fd;
+}
+
+int rf_lane_late_fd(struct rf_lane *lane)
+{
+    return lane->late_fd;
 }
 
 int rf_lane_ended(struct rf_lane *lane)

@@ -31,6 +31,7 @@ enum {
     RF_LANE_FORGET = 16,
     RF_LANE_RELEASE = 32, /* and RELEASEDIR: answered at once, Python is told (rf_lane_released) */
     RF_LANE_FLUSH = 64,   /* answered ENOSYS, so that the kernel doesn't ask again */
+    RF_LANE_XATTR = 128,  /* GETXATTR and LISTXATTR of inodes that have none */
 };
 
 enum { RF_LANE_THREADS_MAX = 64, RF_LANE_OPCODES = 64 };
@@ -98,15 +99,20 @@ void rf_lane_free(struct rf_lane *lane);
 
 /* ---- for Python ---- */
 
-/* Readable when there is something to do; not blocking; reading it resets it. After that ask all of
- * these until they say that there is no more: rf_lane_take, rf_lane_released, rf_lane_wants,
- * rf_known_unreferenced, rf_lane_ended. The lane's; closed by rf_lane_free. */
+/* Readable when there is something to do that somebody waits for; not blocking; reading it resets
+ * it. After that ask all of these until they say that there is no more: rf_lane_take,
+ * rf_lane_released, rf_lane_wants, rf_known_unreferenced, rf_lane_ended. The lane's; closed by
+ * rf_lane_free. */
 int rf_lane_eventfd(struct rf_lane *lane);
+/* The same for rf_lane_released and rf_known_unreferenced, which nobody waits for: readable some
+ * milliseconds later, so that one who asks meanwhile anyway is spared it. */
+int rf_lane_late_fd(struct rf_lane *lane);
 /* The next carried request: 1, or 0: there is none. Its bytes are valid until its reply. */
 int rf_lane_take(struct rf_lane *lane, struct rf_request *request);
 /* Answers a carried request: `error` is 0 or a positive errno, then without data. The answer leaves
  * at once or, where the gate is shut, when it is opened; this never waits for that. One that the
- * kernel wants no answer to (FORGET) is just forgotten. -ENOENT: there is no such request;
+ * kernel wants no answer to (FORGET) is just forgotten; one to an open with O_DIRECT gets the flags
+ * for that. -ENOENT: there is no such request;
  * -EINVAL: no such errno; -ENOMEM (where the gate is shut): try again. */
 int rf_lane_reply(struct rf_lane *lane, uint64_t id, int32_t error, const uint8_t *data,
                   uint64_t nbytes);

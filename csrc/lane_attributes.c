@@ -1,8 +1,9 @@
-/* lane_attributes.c: GETATTR, LOOKUP, FORGET and RELEASE from what Python has told.
+/* lane_attributes.c: GETATTR, LOOKUP, GETXATTR, LISTXATTR, FORGET, RELEASE from what Python told.
  *
  *  1. A file whose size and times are in pages has them from there; if it has left them meanwhile,
  *     only Python can answer.
  *  2. A name found counts one reference, unless the kernel didn't take the answer.
+ *  3. Extended attributes are answered for only where there are none: ENODATA and an empty list.
  */
 #include <errno.h>
 #include <string.h>
@@ -82,17 +83,17 @@ enum outcome serve_getattr(struct worker *worker)
 
 /* ---- names ---- */
 
-/* Bytes of the name, which is made contiguous; 0: it is none that could be known. */
-static uint32_t name_of(struct worker *worker)
+/* Bytes of the name that is all of the request after its first `before` bytes; it is made
+ * contiguous. 0: it is none that could be known. */
+static uint32_t name_of(struct worker *worker, uint64_t before)
 {
     struct request *request = &worker->request;
-    const struct fuse_in_header *in = header_of(request->head);
-    if (request->nbytes > sizeof(*in) + NAME_BYTES_MAX + 1 || in->total_extlen > 0)
+    if (request->nbytes > before + NAME_BYTES_MAX + 1 || header_of(request->head)->total_extlen > 0)
         return 0;
     if (request->nbytes > HEAD_BYTES)
         memcpy(request->head + HEAD_BYTES, request->cells[0], request->nbytes - HEAD_BYTES);
-    const uint8_t *name = body_of(request->head);
-    uint32_t nbytes = (uint32_t)(request->nbytes - sizeof(*in)) - 1;
+    const uint8_t *name = request->head + before;
+    uint32_t nbytes = (uint32_t)(request->nbytes - before) - 1;
     return memchr(name, 0, nbytes) == NULL && name[nbytes] == 0 ? nbytes : 0;
 }
 
@@ -119,14 +120,14 @@ static int look_up(struct rf_lane *lane, uint64_t parent, const uint8_t *name, u
 static void tell_unreferenced(struct rf_lane *lane)
 {
     if (rf_known_any_unreferenced(lane->setup.known))
-        lane_raise(lane);
+        lane_raise_late(lane);
 }
 
 enum outcome serve_lookup(struct worker *worker)
 {
     struct rf_lane *lane = worker->lane;
     const struct fuse_in_header *in = header_of(worker->request.head);
-    uint32_t nbytes = name_of(worker);
+    uint32_t nbytes = name_of(worker, sizeof(*in));
     struct fuse_entry_out out = {0};
     if (nbytes == 0)
         return FORWARD;
@@ -140,6 +141,57 @@ enum outcome serve_lookup(struct worker *worker)
     if (out.nodeid && (told < 0 || !found))
         tell_unreferenced(lane);
     return found ? DONE : FORWARD;
+}
+
+/* ---- extended attributes ---- */
+
+/* Whether one may be called so, as `_check` of fs/xattr.py has it. What is wrong with others, only
+ * Python says. */
+static bool is_xattr_name(const uint8_t *name, uint32_t nbytes)
+{
+    static const char *const acls[] = {"system.posix_acl_access", "system.posix_acl_default"};
+    static const char *const namespaces[] = {"user.", "trusted.", "security."};
+    for (size_t i = 0; i < sizeof(acls) / sizeof(*acls); i++)
+        if (nbytes == strlen(acls[i]) && memcmp(name, acls[i], nbytes) == 0)
+            return true;
+    for (size_t i = 0; i < sizeof(namespaces) / sizeof(*namespaces); i++) {
+        size_t prefix = strlen(namespaces[i]);
+        if (nbytes > prefix && memcmp(name, namespaces[i], prefix) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Answers so if the inode is known to have no extended attributes. */
+static enum outcome answer_without(struct worker *worker, int32_t error, const void *data,
+                                   uint64_t nbytes)
+{
+    struct rf_lane *lane = worker->lane;
+    const struct fuse_in_header *in = header_of(worker->request.head);
+    struct rf_inode inode;
+    rf_gate_enter(lane->setup.gate);
+    bool none = rf_known_getattr(lane->setup.known, in->nodeid, &inode) == 1 && inode.no_xattrs;
+    if (none)
+        lane_answer_inside(lane, worker->request.way, in->unique, error, data, nbytes);
+    rf_gate_leave(lane->setup.gate);
+    return none ? DONE : FORWARD;
+}
+
+enum outcome serve_getxattr(struct worker *worker)
+{
+    uint64_t before = sizeof(struct fuse_in_header) + sizeof(struct fuse_getxattr_in);
+    uint32_t nbytes = name_of(worker, before);
+    if (nbytes == 0 || !is_xattr_name(worker->request.head + before, nbytes))
+        return FORWARD;
+    return answer_without(worker, ENODATA, NULL, 0);
+}
+
+/* Who has no room (size 0) asks how much the list takes. */
+enum outcome serve_listxattr(struct worker *worker)
+{
+    const struct fuse_getxattr_in *list = body_of(worker->request.head);
+    struct fuse_getxattr_out nothing = {0};
+    return answer_without(worker, 0, &nothing, list->size == 0 ? sizeof(nothing) : 0);
 }
 
 /* ---- what the kernel gives back ---- */

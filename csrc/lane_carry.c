@@ -1,8 +1,8 @@
 /* lane_carry.c: the queue of requests for Python, and of what it is told without being asked.
  *
  *  1. A request stays where it is, and its id means nothing else, until it is answered.
- *  2. The eventfd is raised when a queue that was empty gets something; so whoever was told must
- *     empty them.
+ *  2. The eventfd is raised when the queue of requests was empty and gets one; so whoever was told
+ *     must empty it. For what nobody waits for, the timer is set instead (lane.c).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -10,7 +10,12 @@
 
 #include "lane_inner.h"
 
-enum { PLACES_AT_FIRST = 64, RELEASED_AT_FIRST = 64 };
+enum {
+    PLACES_AT_FIRST = 64,
+    RELEASED_AT_FIRST = 64,
+    RELEASED_MANY = 256, /* that Python is told at once */
+    OPEN_ANSWER_BYTES_MAX = sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out),
+};
 
 int carry_begin(struct rf_lane *lane)
 {
@@ -137,10 +142,12 @@ bool carry_released(struct rf_lane *lane, uint64_t ino)
         queue->released_room *= 2;
     }
     queue->released[queue->released_count++] = ino;
-    bool was_empty = queue->released_count == 1;
+    uint32_t count = queue->released_count;
     pthread_mutex_unlock(&queue->mutex);
-    if (was_empty)
+    if (count == RELEASED_MANY)
         lane_raise(lane);
+    else
+        lane_raise_late(lane);
     return true;
 }
 
@@ -165,6 +172,22 @@ int rf_lane_take(struct rf_lane *lane, struct rf_request *request)
     return carried != NULL;
 }
 
+/* Sends the answer. */
+static int answer_carried(struct rf_lane *lane, const struct carried *carried, int32_t error,
+                          const uint8_t *data, uint64_t nbytes)
+{
+    uint8_t changed[OPEN_ANSWER_BYTES_MAX];
+    if (lane_one_way(carried->opcode))
+        return 0;
+    if (error == 0 && nbytes <= sizeof(changed) &&
+        open_is_direct(carried->bytes, carried->nbytes)) {
+        memcpy(changed, data, nbytes);
+        open_answer(lane, carried->opcode, changed, nbytes);
+        data = changed;
+    }
+    return lane_answer_soon(lane, carried->way, carried->unique, error, data, error ? 0 : nbytes);
+}
+
 int rf_lane_reply(struct rf_lane *lane, uint64_t id, int32_t error, const uint8_t *data,
                   uint64_t nbytes)
 {
@@ -178,10 +201,7 @@ int rf_lane_reply(struct rf_lane *lane, uint64_t id, int32_t error, const uint8_
     pthread_mutex_unlock(&queue->mutex);
     if (!carried)
         return -ENOENT;
-    int result = 0;
-    if (!lane_one_way(carried->opcode))
-        result =
-            lane_answer_soon(lane, carried->way, carried->unique, error, data, error ? 0 : nbytes);
+    int result = answer_carried(lane, carried, error, data, nbytes);
     pthread_mutex_lock(&queue->mutex);
     if (result == -ENOMEM)
         carried->taken = true;

@@ -3,7 +3,7 @@
  *  1. Requests are forwarded unchanged but for three things: the unused bits of `unique` say where
  *     the answer belongs; INIT offers no splicing, which a socket can't do; a directory isn't asked
  *     for in larger parts than the socket takes in one message.
- *  2. Answers are changed for INIT and for opens with O_DIRECT only.
+ *  2. Answers are changed for INIT and (as those of Python are) for opens with O_DIRECT only.
  */
 #include <errno.h>
 #include <stdlib.h>

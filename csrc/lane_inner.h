@@ -185,7 +185,8 @@ struct rf_lane {
     int ways[RF_LANE_THREADS_MAX];
     int socket_fd;
     uint32_t library_bytes_max; /* an answer from the library can't be longer */
-    int event_fd;
+    int event_fd, late_fd;
+    _Atomic int64_t late_ns; /* the timer is set to this time, or was */
     struct worker *workers[RF_LANE_THREADS_MAX];
     struct crew returner;
     struct servant servant;
@@ -237,6 +238,8 @@ bool lane_stopping(struct rf_lane *lane);
 void lane_end(struct rf_lane *lane);
 /* There is something for Python. */
 void lane_raise(struct rf_lane *lane);
+/* There is something for Python that nobody waits for. */
+void lane_raise_late(struct rf_lane *lane);
 /* How many cells the payload of a request of so many bytes lies in. */
 uint32_t lane_cells_used(const struct rf_lane *lane, uint64_t nbytes);
 struct read_buffer *lane_buffer_take(struct rf_lane *lane);
@@ -322,6 +325,8 @@ void held_free(struct held_write *held);
 /* lane_attributes.c */
 enum outcome serve_getattr(struct worker *worker);
 enum outcome serve_lookup(struct worker *worker);
+enum outcome serve_getxattr(struct worker *worker);
+enum outcome serve_listxattr(struct worker *worker);
 enum outcome serve_forget(struct worker *worker);
 enum outcome serve_batch_forget(struct worker *worker);
 enum outcome serve_release(struct worker *worker);

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 enum {
+    OPCODE_TMPFILE = 51,
     OPCODE_STATX = 52,
     OPCODE_COPY_FILE_RANGE_64 = 53,
 };

@@ -20,6 +20,10 @@ static uint64_t body_bytes_min(uint32_t opcode)
         return sizeof(struct fuse_batch_forget_in);
     case FUSE_GETATTR:
         return sizeof(struct fuse_getattr_in);
+    case FUSE_GETXATTR:
+        return sizeof(struct fuse_getxattr_in) + 2; /* a name and its end */
+    case FUSE_LISTXATTR:
+        return sizeof(struct fuse_getxattr_in);
     case FUSE_READ:
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
@@ -71,6 +75,12 @@ static enum outcome serve(struct worker *worker)
         break;
     case FUSE_LOOKUP:
         outcome = bits & RF_LANE_LOOKUP ? serve_lookup(worker) : FORWARD;
+        break;
+    case FUSE_GETXATTR:
+        outcome = bits & RF_LANE_XATTR ? serve_getxattr(worker) : FORWARD;
+        break;
+    case FUSE_LISTXATTR:
+        outcome = bits & RF_LANE_XATTR ? serve_listxattr(worker) : FORWARD;
         break;
     case FUSE_FORGET:
         outcome = bits & RF_LANE_FORGET ? serve_forget(worker) : FORWARD;

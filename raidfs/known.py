@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +46,7 @@ class KnownInode:
     rdev: int
     inline_bytes_max: int
     resident: int
+    no_xattrs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +101,18 @@ class Known:
     ) -> None:
         """What a reply to the kernel says: the attributes (the fields of KnownInode), the name that
         leads there unless it is empty (or `.` or `..`), `count` references. All in one step."""
-        _INODE.pack_into(self._fields, 0, *inode, 0)
+        _INODE.pack_into(self._fields, 0, *inode)
         if lib.rf_known_tell(self._known, self._inode, parent, name, len(name), count):
             raise MemoryError
 
-    def forget_inode(self, ino: int) -> None:
-        lib.rf_known_inode_forget(self._known, ino)
+    def put_inode(self, inode: tuple[int, ...]) -> None:
+        """The attributes alone; without memory they are not known."""
+        _INODE.pack_into(self._fields, 0, *inode)
+        lib.rf_known_inode_put(self._known, self._inode)
 
-    def forget_inodes(self, inos: Sequence[int]) -> None:
-        lib.rf_known_inodes_forget(self._known, ffi.new("uint64_t[]", inos), len(inos))
+    def forget_inode(self, ino: int) -> bool:
+        """Whether the attributes were known until now."""
+        return bool(lib.rf_known_inode_forget(self._known, ino))
 
     def getattr(self, ino: int) -> KnownInode | None:
         """None: not known."""

@@ -9,6 +9,8 @@ forwarded, parked) and the promises stand.
     the other and `stop` not while the gate is shut. Only `stop`, `free` and `notify` may wait.
  3. When `eventfd` is readable: `reset`, then `take`, `released` and `wants` until there is no more,
     `ended`, and what `Known` has unreferenced. It is not raised again before all are empty.
+ 4. When `late_fd` is readable: `reset_late`, `released`, and what `Known` has unreferenced. Nobody
+    waits for these, so who is awake anyway looks after them first.
 """
 
 from __future__ import annotations
@@ -138,6 +140,7 @@ class Request(NamedTuple):
     until the reply."""
 
     number: int
+    opcode: int
     message: memoryview
 
 
@@ -163,6 +166,7 @@ class Lane:
         self._inos = ffi.new("uint64_t[]", RELEASED_AT_ONCE)
         self._cells = ffi.new("uint64_t *")
         self.eventfd: int = lib.rf_lane_eventfd(lane)
+        self.late_fd: int = lib.rf_lane_late_fd(lane)
 
     def start(self, device_fds: Sequence[int], socket_fd: int) -> None:
         """One thread per descriptor of the device; `socket_fd` is this side of the pair to the FUSE
@@ -189,22 +193,28 @@ class Lane:
         with suppress(BlockingIOError):
             os.read(self.eventfd, 8)
 
+    def reset_late(self) -> None:
+        """The same for `late_fd`."""
+        with suppress(BlockingIOError):
+            os.read(self.late_fd, 8)
+
     def take(self) -> Request | None:
         """The next carried request; each is to be replied to."""
         request = self._request
         if not lib.rf_lane_take(self._lane, request):
             return None
-        return Request(request.id, memoryview(ffi.buffer(request.bytes, request.nbytes)))
+        message = memoryview(ffi.buffer(request.bytes, request.nbytes))
+        return Request(request.id, request.opcode, message)
 
     def reply(self, number: int, error: int, data: Buffer = b"") -> bool:
         """Answers a carried request with a positive errno, or with 0 and data; its message is gone
         then. False: there is no memory to keep the answer until the gate opens; try again."""
-        at = ffi.from_buffer("uint8_t[]", data)
+        at = data if type(data) is bytes else ffi.from_buffer("uint8_t[]", data)
         result = lib.rf_lane_reply(self._lane, number, error, at, len(at))
-        if result == -errno.ENOMEM:
-            return False
-        assert result == 0, f"request {number} can't be answered with {error}: {result}"
-        return True
+        if result == 0:
+            return True
+        assert result == -errno.ENOMEM, f"request {number} can't be answered: {error}, {result}"
+        return False
 
     def released(self) -> list[int]:
         """Inodes that the kernel has closed, once for each open; [] if there are no more."""

@@ -26,7 +26,8 @@ MORE = 1 << 20
 
 def fields_of(ino, version=0):
     """Attributes that differ in every field."""
-    return (ino, *(ino * 100 + version * 10 + field for field in range(1, 13)), version % 2)
+    flags = (version % 2, version % 3 == 0)
+    return (ino, *(ino * 100 + version * 10 + field for field in range(1, 13)), *flags)
 
 
 def sizes():
@@ -167,16 +168,16 @@ class KnownMachine(RuleBasedStateMachine):
         self.model.put(("inode", ino), fields_of(ino, version))
         self.model.trim()
 
-    @rule(inos=st.lists(INOS, max_size=3))
-    def forget_inodes(self, inos):
-        self.known.forget_inodes(inos)
-        for ino in inos:
-            self.model.entries.pop(("inode", ino), None)
+    @rule(ino=INOS, version=st.integers(0, 9))
+    def put_inode(self, ino, version):
+        self.known.put_inode(fields_of(ino, version))
+        self.model.put(("inode", ino), fields_of(ino, version))
+        self.model.trim()
 
     @rule(ino=INOS)
     def forget_inode(self, ino):
-        self.known.forget_inode(ino)
-        self.model.entries.pop(("inode", ino), None)
+        was_known = self.model.entries.pop(("inode", ino), None) is not None
+        assert self.known.forget_inode(ino) == was_known
 
     @rule(ino=INOS)
     def getattr(self, ino):

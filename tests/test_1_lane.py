@@ -38,7 +38,8 @@ INIT_IN = struct.Struct("=IIIII44x")
 INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
 LOOKUP, FORGET, GETATTR, MKDIR, OPEN, READ, WRITE = 1, 2, 3, 9, 14, 15, 16
 RELEASE, FSYNC, FLUSH, INIT, READDIR, RELEASEDIR = 18, 20, 25, 26, 28, 29
-CREATE, INTERRUPT, DESTROY, BATCH_FORGET, FALLOCATE = 35, 36, 38, 42, 43
+GETXATTR, LISTXATTR = 22, 23
+CREATE, INTERRUPT, DESTROY, BATCH_FORGET, FALLOCATE, TMPFILE = 35, 36, 38, 42, 43, 51
 ALL = (
     lib.RF_LANE_READ
     | lib.RF_LANE_WRITE
@@ -47,6 +48,7 @@ ALL = (
     | lib.RF_LANE_FORGET
     | lib.RF_LANE_RELEASE
     | lib.RF_LANE_FLUSH
+    | lib.RF_LANE_XATTR
 )
 CARRIED = 1 << READ | 1 << WRITE | 1 << FSYNC | 1 << FALLOCATE
 VOUCHED = lib.RF_SERVE_READS | lib.RF_SERVE_WRITES | lib.RF_NO_ATIME
@@ -165,10 +167,12 @@ class Bench:
             self.lane.reset()
 
     def told(self, question, timeout_s=TIMEOUT_S):
-        """Asks again each time the eventfd says so, until there is an answer."""
+        """Asks again each time the lane says so, until there is an answer."""
         while not (found := question()):
-            assert select.select([self.lane.eventfd], [], [], timeout_s)[0], "never told"
+            fds = [self.lane.eventfd, self.lane.late_fd]
+            assert select.select(fds, [], [], timeout_s)[0], "never told"
             self.lane.reset()
+            self.lane.reset_late()
         return found
 
     # -- the library --
@@ -416,6 +420,11 @@ def test_impossible_requests_are_refused(bench):
         (GETATTR, b"", {}),
         (LOOKUP, b"", {}),
         (LOOKUP, b"x", {}),
+        (GETXATTR, b"", {}),
+        (GETXATTR, bytes(9), {}),
+        (GETXATTR, bytes(8) + b"user.a\0", {"extensions": 1}),
+        (LISTXATTR, bytes(7), {}),
+        (LISTXATTR, bytes(8), {"nbytes": 49}),
         (RELEASE, b"x" * 23, {}),
         (READDIR, b"x" * 39, {}),
         (OPEN, b"", {"nbytes": 41}),
@@ -460,7 +469,9 @@ def test_random_bytes_do_no_harm():
         for end in (*bench.kernels, bench.library):
             end.setblocking(False)
         for i in range(3000):
-            opcode = chooser.choice((LOOKUP, FORGET, GETATTR, READ, WRITE, RELEASE, BATCH_FORGET))
+            opcode = chooser.choice(
+                (LOOKUP, FORGET, GETATTR, READ, WRITE, RELEASE, BATCH_FORGET, GETXATTR, LISTXATTR)
+            )
             body = chooser.randbytes(chooser.choice((0, 8, 16, 24, 40, 41, 80, 200, CELL)))
             length = HEADER.size + len(body) + chooser.choice((0, 0, 0, 1, -1, 2**20))
             unique, ino = chooser.choice((i, 1 << 60)), chooser.choice((FILE, 1, 0, 2**64 - 1))
@@ -646,8 +657,10 @@ def test_grants_race_with_writers():
 # ---- names and attributes ----
 
 
-def tell(bench, ino, mode, parent=0, name=b"", size=0, cells=0, resident=0, times=(1, 2, 3)):
-    values = (ino, 5, size, cells, *times, mode, 1, 1000, 1001, 0x12345, 64, resident)
+def tell(
+    bench, ino, mode, parent=0, name=b"", size=0, cells=0, resident=0, times=(1, 2, 3), no_xattrs=0
+):
+    values = (ino, 5, size, cells, *times, mode, 1, 1000, 1001, 0x12345, 64, resident, no_xattrs)
     bench.known.tell(values, parent, name, 0)
 
 
@@ -719,6 +732,50 @@ def test_lookup_counts_what_it_tells(bench):
     assert bench.known.references(60) == 3
 
 
+XATTR_NAMES = [b"user.a", b"trusted.b", b"security.capability", b"user." + b"n" * 250]
+XATTR_NAMES += [b"system.posix_acl_access", b"system.posix_acl_default"]
+NO_XATTR_NAMES = [b"user.", b"user", b"security.", b"system.posix_acl", b"system.posix_acl_accessx"]
+NO_XATTR_NAMES += [b"x", b"btrfs.a", b"User.a", b"user." + b"n" * 251]
+
+
+def test_inodes_without_extended_attributes_are_answered_for(bench):
+    tell(bench, 80, stat.S_IFREG | 0o600, no_xattrs=1)
+    for name in XATTR_NAMES:
+        for size in (0, 4096):
+            question = struct.pack("=II", size, 0) + name + b"\0"
+            assert bench.call(GETXATTR, question, ino=80) == (errno.ENODATA, b"")
+    assert bench.call(LISTXATTR, struct.pack("=II", 0, 0), ino=80) == (0, bytes(8))
+    for size in (1, 65536, 2**32 - 1):
+        assert bench.call(LISTXATTR, struct.pack("=II", size, 0), ino=80) == (0, b"")
+    with bench.gate.shut_for():
+        bench.ask(GETXATTR, bytes(8) + b"user.a\0", ino=80)
+        assert bench.silent()
+    assert bench.answer()[1] == errno.ENODATA
+    expect(bench, served={"getxattr": 13, "listxattr": 4}, forwarded={}, refused=0)
+
+
+def test_other_extended_attributes_are_pythons(bench):
+    tell(bench, 80, stat.S_IFREG | 0o600, no_xattrs=1)
+    tell(bench, 81, stat.S_IFREG | 0o600, no_xattrs=0)
+    questions = [(80, name + b"\0") for name in NO_XATTR_NAMES]
+    questions += [(80, b"user.a\0b\0"), (80, b"user.no end"), (80, b"\0\0"), (80, b"user.a\0\0")]
+    questions += [(ino, name + b"\0") for ino in (81, 82) for name in XATTR_NAMES]
+    for ino, name in questions:
+        bench.ask(GETXATTR, bytes(8) + name, ino=ino)
+        assert bench.forwarded()[1] == bytes(8) + name
+    for ino in (81, 82):
+        bench.ask(LISTXATTR, bytes(8), ino=ino)
+        assert bench.forwarded()[0][3] == ino
+    bench.known.forget_inode(80)
+    bench.ask(GETXATTR, bytes(8) + b"user.a\0", ino=80)
+    assert bench.forwarded()[0][1] == GETXATTR
+    with Bench(serve=ALL & ~lib.RF_LANE_XATTR) as other:
+        tell(other, 80, stat.S_IFREG | 0o600, no_xattrs=1)
+        for opcode, body in ((GETXATTR, bytes(8) + b"user.a\0"), (LISTXATTR, bytes(8))):
+            other.ask(opcode, body, ino=80)
+            assert other.forwarded()[0][1] == opcode
+
+
 def test_references_are_given_back(bench):
     bench.known.refer(70, 10)
     bench.known.refer(71, 1)
@@ -741,8 +798,10 @@ def test_releases_are_told_later(bench):
     while len(found) < 6:
         found += bench.told(bench.lane.released)
     assert sorted(found) == [5, 5, 5, 5, 6, 6]
+    assert not select.select([bench.lane.eventfd], [], [], 0.03)[0]  # nobody waits for it
     for ino in range(1, 1200):
         bench.call(RELEASE, bytes(24), ino=ino)
+    assert select.select([bench.lane.eventfd], [], [], TIMEOUT_S)[0]  # but for so many
     found = []
     while more := bench.lane.released():
         found += more
@@ -913,6 +972,28 @@ def test_init_asks_for_what_is_offered():
         unique = bench.ask(INIT, b"")
         bench.respond(bench.forwarded()[0][2], errno.EPROTO)
         assert bench.answer() == (unique, errno.EPROTO, b"")
+
+
+def test_direct_opens_that_python_answers_get_parallel_writes():
+    entry = os.urandom(128)
+    carry = 1 << OPEN | 1 << CREATE | 1 << TMPFILE | 1 << FSYNC
+    for offered, flags in ((2**42 - 1, 0x41), (EXTENDED, 0)):
+        with Bench(carry=carry) as bench:
+            agree(bench, offered, EXTENDED)
+            for opcode, before in ((OPEN, b""), (CREATE, entry), (TMPFILE, entry), (FSYNC, entry)):
+                for wanted in (0, os.O_DIRECT):
+                    bench.ask(opcode, struct.pack("=IIII", os.O_RDWR | wanted, 0, 0, 0) + b"n\0")
+                    bench.lane.reply(bench.take()[0], 0, before + struct.pack("=QII", 9, 2, 0))
+                    _, error, body = bench.answer()
+                    assert (error, body[: len(before)]) == (0, before)
+                    found = struct.unpack("=QII", body[len(before) :])
+                    added = flags if wanted and opcode != FSYNC else 0
+                    assert found == (9, 2 | added, 0)
+            for data in (b"", b"short", entry + bytes(1000)):  # whatever Python says
+                bench.ask(CREATE, struct.pack("=IIII", os.O_DIRECT, 0, 0, 0) + b"n\0")
+                bench.lane.reply(bench.take()[0], 0, data)
+                _, error, body = bench.answer()
+                assert (error, len(body)) == (0, len(data))
 
 
 def test_direct_opens_get_parallel_writes():

@@ -148,10 +148,12 @@ class Kernel:
         for field in same:
             assert getattr(answer, field) == getattr(truth, field), (field, answer, truth)
         assert answer.cells == inode.row.cells
+        assert answer.no_xattrs == (not self.volume.inodes.meta.xattr_names(answer.ino))
+        self.answers["no xattrs" if answer.no_xattrs else "xattrs"] += 1
+        assert answer.resident == inode.resident
         if answer.resident:
             self.answers["resident"] += 1
-            return  # what Pages says, if it says anything
-        assert not inode.resident
+            return  # what Pages says
         for field in ("size", "atime_ns", "mtime_ns", "ctime_ns"):
             assert getattr(answer, field) == getattr(truth, field), (field, answer, truth)
         units = 0
@@ -363,14 +365,25 @@ class Operations:
 
 
 class Meanwhile:
-    """While a name changes nothing is known of it, nor of its directory's attributes: C may ask at
-    any moment, and the operation may still fail or succeed."""
+    """While a name changes nothing is known of it, nor of its directory's attributes; while xattrs
+    change, nothing of their inode: C may ask at any moment, and the operation may still fail or
+    succeed."""
 
     def __init__(self, volume, monkeypatch):
         self.known, self.meta = volume.known, volume.inodes.meta
         self.link, self.unlink = self.meta.link, self.meta.unlink
         monkeypatch.setattr(self.meta, "link", self.checked_link)
         monkeypatch.setattr(self.meta, "unlink", self.checked_unlink)
+        for name in ("set_xattr", "remove_xattr"):
+            monkeypatch.setattr(self.meta, name, self.checked_xattr(getattr(self.meta, name)))
+
+    def checked_xattr(self, function):
+        def call(epoch, ino, *arguments):
+            assert self.known.getattr(ino) is None
+            function(epoch, ino, *arguments)
+            assert self.known.getattr(ino) is None
+
+        return call
 
     def check(self, parent, name):
         assert self.known.lookup(parent, name) is None
@@ -445,8 +458,9 @@ async def run(directory, steps, seed, nbytes_max, monkeypatch, *, faults=False):
 @pytest.mark.trio
 async def test_nothing_stale_and_references_exact(tmp_path, monkeypatch):
     kernel, statistics = await run(tmp_path, 900, 1, PLENTY, monkeypatch)
-    for what in ("inode", "resident", "name", "no such name", "name not known"):
+    for what in ("inode", "resident", "name", "no such name", "name not known", "no xattrs"):
         assert kernel.answers[what] > 100, what
+    assert kernel.answers["xattrs"] > 50
     assert statistics.complete > 3 and statistics.evicted == 0
 
 
@@ -461,6 +475,117 @@ async def test_nothing_stale_where_entries_are_evicted(tmp_path, monkeypatch):
 async def test_nothing_stale_after_operations_that_failed(tmp_path, monkeypatch):
     kernel, _ = await run(tmp_path, 600, 3, PLENTY, monkeypatch, faults=True)
     assert kernel.answers["name"] > 100 and kernel.answers["no such name"] > 100
+
+
+class Telling:
+    """A volume with a directory `d`, a file `f` in it and one `g`, open, and what changes them."""
+
+    def __init__(self, volume):
+        self.volume, self.known = volume, volume.known
+        self.directory = volume.mkdir(1, b"d", 0o755, ROOT).ino
+        self.other = volume.mkdir(1, b"e", 0o755, ROOT).ino
+        self.file = volume.mknod(self.directory, b"f", stat.S_IFREG | 0o644, 0, ROOT).ino
+        self.open = volume.create(self.directory, b"g", 0o644, os.O_RDWR, ROOT).ino
+        self.fifo = volume.mknod(self.directory, b"p", stat.S_IFIFO | 0o644, 0, ROOT).ino
+        self.link = volume.symlink(self.directory, b"s", b"target", ROOT).ino
+        self.inos = (1, self.directory, self.other, self.file, self.open, self.fifo, self.link)
+
+    def tell_all(self):
+        for ino in self.inos:
+            self.volume.getattr(ino)
+
+    def forget_all(self):
+        for ino in self.inos:
+            self.known.forget_inode(ino)
+
+    def check(self, *, known, but=()):
+        for ino in self.inos:
+            answer = self.known.getattr(ino)
+            assert (answer is not None) == (known or ino in but), ino
+            if answer is None:
+                continue
+            inode = self.volume.inodes.get(ino)
+            truth = self.volume.inodes.attributes(inode)
+            assert (answer.mode, answer.nlink) == (truth.mode, truth.nlink)
+            assert answer.no_xattrs == (not inode.row.xattrs)
+            assert answer.resident == inode.resident
+            if not answer.resident:
+                times = (answer.size, answer.mtime_ns, answer.ctime_ns, answer.atime_ns)
+                assert times == (truth.size, truth.mtime_ns, truth.ctime_ns, truth.atime_ns)
+
+    def changes(self):
+        """Functions, and the inodes that each of them tells the kernel of."""
+        volume, d, e, f, g = self.volume, self.directory, self.other, self.file, self.open
+        yield lambda: volume.mknod(d, b"new", stat.S_IFREG, 0, ROOT), ()
+        yield lambda: volume.mkdir(d, b"sub", 0o755, ROOT), ()
+        yield lambda: volume.symlink(e, b"symlink", b"there", ROOT), ()
+        yield lambda: volume.link(f, e, b"link"), (f,)
+        yield lambda: volume.rename(d, b"new", d, b"newer"), ()
+        yield lambda: volume.rename(d, b"newer", e, b"newest"), ()
+        yield lambda: volume.rename(d, b"f", e, b"newest"), ()
+        yield lambda: volume.rename(d, b"sub", e, b"sub"), ()
+        yield lambda: volume.mkdir(e, b"sub2", 0o755, ROOT), ()
+        yield lambda: volume.rename(e, b"sub2", e, b"sub"), ()  # e has one directory less
+        yield lambda: volume.rename(d, b"g", e, b"sub", RENAME_EXCHANGE), ()
+        yield lambda: volume.unlink(e, b"newest"), ()
+        yield lambda: volume.rmdir(d, b"g"), ()
+        for ino in (d, f, g):
+            yield lambda ino=ino: volume.setxattr(ino, b"user.a", b"x", 0, ROOT), ()
+            yield lambda ino=ino: volume.removexattr(ino, b"user.a"), ()
+            yield lambda ino=ino: volume.setattr(ino, Changes(mode=0o4755), ALICE), (ino,)
+        yield lambda: volume.setxattr(g, b"security.capability", b"x", 0, ROOT), ()
+        yield lambda: volume.write(g, 0, b"y" * 9000, kill_privileges=True), ()
+        yield lambda: volume.setattr(g, Changes(size=5), ROOT), (g,)
+        yield lambda: volume.fallocate(g, 100, 9000, 0), ()
+        yield lambda: volume.copy_range(g, 0, f, 0, 20_000), ()
+        yield lambda: volume.open(f, os.O_RDWR | os.O_TRUNC), ()
+        yield lambda: volume.release(f), ()
+        yield lambda: volume.read(f, 0, 10), ()
+        yield lambda: volume.readlink(self.link), ()
+        yield lambda: volume.readdir(d, 0, 100), ()
+        yield lambda: volume.write(f, 0, b"z" * 20_000), ()
+        yield lambda: volume.unlink(e, b"link"), ()  # it has no other name, but is referred to
+        yield lambda: volume.fsync(1), ()
+        yield lambda: volume.release(g), ()
+        yield lambda: volume.fsync(1), ()
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("known", [True, False])
+async def test_after_a_change_as_much_is_known_as_before(tmp_path, known):
+    async with mounted(make_members(tmp_path), clock=Clock(), known=Known()) as volume:
+        telling = Telling(volume)
+        for change, told in telling.changes():
+            volume.clock.now_ns += 25 * 3600 * 10**9
+            if known:
+                telling.tell_all()
+            else:
+                telling.forget_all()
+            result = change()
+            if result is not None and hasattr(result, "__await__"):
+                await result
+            telling.check(known=known, but=told)
+        assert not volume.inodes.get(telling.open).resident
+
+
+@pytest.mark.trio
+async def test_what_a_flush_and_an_eviction_change_is_told_again(tmp_path):
+    async with mounted(make_members(tmp_path), known=Known()) as volume:
+        ino = volume.create(1, b"f", 0o644, os.O_RDWR, ROOT).ino
+        await volume.write(ino, 0, b"x" * 20_000)
+        assert volume.known.getattr(ino).resident
+        volume.release(ino)
+        await volume.fsync(ino)
+        answer = volume.known.getattr(ino)
+        assert (answer.resident, answer.cells) == (True, 5)
+        await volume.write(ino, 5000, b"y")
+        await volume.fsync(ino)
+        volume.open(ino, os.O_RDONLY)
+        assert volume.known.getattr(ino).resident
+        volume.release(ino)
+        answer = volume.known.getattr(ino)
+        assert (answer.resident, answer.size, answer.cells) == (False, 20_000, 5)
+        assert answer.no_xattrs
 
 
 def missing(volume, directory, name):

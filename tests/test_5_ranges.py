@@ -173,6 +173,9 @@ async def test_allocating(tmp_path):
         assert (after.size, after.blocks) == (100 + 10 * PAGE, before.blocks)
         assert after.mtime_ns > before.mtime_ns
         assert await content(volume, file) == data.ljust(100 + 10 * PAGE, b"\0")
+        space = volume.store.space
+        await volume.fsync(file)
+        await space.grow(space.wants_zone)  # now, not in the background while we compare
         free = volume.statfs().free
         await volume.fallocate(file, 0, (free + 4) * PAGE, KEEP_SIZE)  # has four of them already
         for length in (free + 5, free * 2):

@@ -89,7 +89,8 @@ def test_status_tells_how_requests_were_answered(shared, root):
     assert after["threads"] >= 1 and not after["writeback"]
     assert after["served"]["write"] > before["served"].get("write", 0)
     assert after["carried"]["fsync"] > before["carried"].get("fsync", 0)
-    assert after["forwarded"]["create"] > before["forwarded"].get("create", 0)
+    assert after["carried"]["create"] > before["carried"].get("create", 0)
+    assert after["forwarded"]["init"] == 1
     text = " ".join(shared.ctl("status").stdout.split())
     assert re.search(r"lane: \d+ threads?; \d+ requests served in C, \d+ answered by Python", text)
     told = json.loads(shared.ctl("statistics", "--json").stdout)

@@ -3,7 +3,7 @@
 A peer is a context manager that yields (directory, process number or None) and leaves nothing
 behind. Their packages are the user's to install; what is missing is told by `missing`.
 
-    mergerfs   pools directories: no parity, no checksums
+    mergerfs   pools directories: no parity, no checksums; its own defaults but for where files go
     btrfs      raid5 for data, raid1 for metadata, in the kernel, over loop devices on image files
     zfs-fuse   raidz over image files
     plain      a directory of the filesystem that all the members lie on
@@ -72,7 +72,7 @@ def mergerfs(directory, nbytes):
         branch.mkdir()
     mountpoint = directory / "mount"
     mountpoint.mkdir()
-    words = ["mergerfs", "-f", "-o", "category.create=mfs,cache.files=off"]
+    words = ["mergerfs", "-f", "-o", "category.create=mfs"]
     process = subprocess.Popen(
         [*words, ":".join(map(str, branches)), str(mountpoint)],
         stdout=subprocess.DEVNULL,

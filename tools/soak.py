@@ -20,9 +20,10 @@ from measuring import machine, machine_line, memory_kib, progress, statistics, w
 MEMBERS = 6
 MEMBER_BYTES = 3 << 30
 GROWTH_KIB_MAX = 64 << 10
+RATE = "24m"  # bytes per second of each job: what is overwritten comes back by whole zones only
 JOBS = {
     "random": "--rw=randrw --rwmixread=50 --bs=4k --direct=1 --ioengine=libaio --iodepth=16",
-    "odd": "--rw=randrw --rwmixread=30 --bsrange=512-70k --bs_unaligned=1 --ioengine=psync",
+    "odd": "--rw=randrw --rwmixread=30 --bsrange=512-64k --ioengine=psync",
     "large": "--rw=rw --bs=1m --direct=1 --ioengine=libaio --iodepth=4",
     "mapped": "--rw=randwrite --bs=8k --ioengine=mmap",
     "append": "--rw=write --bs=4k --ioengine=psync --fsync=64",
@@ -40,6 +41,7 @@ def _fio(name, flags, directory, seconds):
             "--size=96m",
             "--time_based",
             f"--runtime={seconds}s",
+            f"--rate={RATE},{RATE}",
             "--fallocate=none",
             "--output-format=json",
             *flags.split(),
@@ -114,8 +116,7 @@ def soak(volume, seconds):
     figures = {
         "cuts": watch.cuts,
         "memory_kib_max": max((kib for _, kib in watch.memory), default=None),
-        "memory_kib_early": max(early, default=None),
-        "memory_kib_late": max(late, default=None),
+        "memory_kib": [kib for _, kib in watch.memory[:: max(1, len(watch.memory) // 20)]],
         "jobs": told,
     }
     return wrong, figures

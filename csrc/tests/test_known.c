@@ -53,7 +53,8 @@ static struct rf_inode attributes_of(uint64_t ino, uint64_t version)
                              .size = version,
                              .cells = version * 3,
                              .mtime_ns = -(int64_t)version,
-                             .mode = (uint32_t)version};
+                             .mode = (uint32_t)version,
+                             .no_xattrs = version % 2};
 }
 
 static void check_attributes(const struct rf_inode *got, uint64_t ino, uint64_t version)
@@ -179,7 +180,7 @@ static void change_attributes(uint64_t directory, uint64_t number)
     uint64_t ino = atomic_load(&truth[directory][number].ino);
     if (!ino)
         return;
-    rf_known_inodes_forget(known, &ino, 1);
+    rf_known_inode_forget(known, ino);
     uint64_t version = atomic_load(&versions[ino]) + 1;
     struct rf_inode inode = attributes_of(ino, version);
     atomic_store(&versions[ino], version);
@@ -299,6 +300,9 @@ static void test_what_is_no_name(void)
     assert(rf_known_lookup(known, 1, (const uint8_t *)"a\0b", 3, &got) == -ENOENT);
     assert(rf_known_tell(known, &inode, 0, NULL, 0, 0) == 0);
     assert(rf_known_references(known, 2) == 4 && rf_known_getattr(known, 2, &got) == 1);
+    assert(got.no_xattrs == 1);
+    assert(rf_known_inode_forget(known, 2) == 1 && rf_known_inode_forget(known, 2) == 0);
+    assert(rf_known_getattr(known, 2, &got) == -ENOENT);
     inode.ino = 0;
     assert(rf_known_inode_put(known, &inode) == -EINVAL);
     assert(rf_known_tell(known, &inode, 1, NULL, 0, 1) == -EINVAL);

@@ -68,7 +68,7 @@ static uint64_t random_next(uint64_t *state)
 struct kernel {
     pthread_t thread;
     int socket;
-    uint64_t ino, state, unique, looked_up, retried;
+    uint64_t ino, state, unique, looked_up, retried, without_xattrs;
     uint8_t model[FILE_BYTES];
     uint64_t size;
     struct {
@@ -79,6 +79,10 @@ struct kernel {
             struct fuse_getattr_in getattr;
             struct fuse_forget_in forget;
             struct fuse_release_in release;
+            struct {
+                struct fuse_getxattr_in in;
+                char name[8];
+            } xattr;
             uint8_t name[32];
         };
         uint8_t data[WRITE_MAX];
@@ -181,13 +185,29 @@ static void ask_for_names(struct kernel *kernel)
     assert(answered(kernel, &nbytes) == EAGAIN);
 }
 
+static void ask_for_xattrs(struct kernel *kernel)
+{
+    uint64_t nbytes, ino = NAMED + random_next(&kernel->state) % 8;
+    kernel->request.xattr.in = (struct fuse_getxattr_in){0};
+    strcpy(kernel->request.xattr.name, "user.a");
+    ask(kernel, FUSE_GETXATTR, ino, sizeof(struct fuse_getxattr_in) + sizeof("user.a"));
+    int error = answered(kernel, &nbytes);
+    assert((error == ENODATA || error == EREMOTE) && nbytes == 0);
+    kernel->without_xattrs += error == ENODATA;
+    kernel->request.xattr.in.size = random_next(&kernel->state) % 2 ? 4096 : 0;
+    ask(kernel, FUSE_LISTXATTR, ino, sizeof(struct fuse_getxattr_in));
+    error = answered(kernel, &nbytes);
+    assert(error == EREMOTE || (error == 0 && nbytes == (kernel->request.xattr.in.size ? 0 : 8)));
+}
+
 static void *kernel_main(void *argument)
 {
     struct kernel *kernel = argument;
     for (int i = 0; i < REQUESTS; i++) {
-        if (random_next(&kernel->state) % 8 == 0)
+        if (random_next(&kernel->state) % 8 == 0) {
             ask_for_names(kernel);
-        else if (random_next(&kernel->state) % 2)
+            ask_for_xattrs(kernel);
+        } else if (random_next(&kernel->state) % 2)
             write_something(kernel);
         else
             read_something(kernel);
@@ -307,7 +327,8 @@ static void tell_names(uint64_t turn)
 {
     char name[8];
     int length = snprintf(name, sizeof(name), "%u", (uint32_t)(turn % 8));
-    struct rf_inode inode = {.ino = NAMED + turn % 8, .mode = S_IFREG | 0644, .nlink = 1};
+    struct rf_inode inode = {
+        .ino = NAMED + turn % 8, .mode = S_IFREG | 0644, .nlink = 1, .no_xattrs = turn / 8 % 2};
     rf_known_tell(known, &inode, NAMES_PARENT, (const uint8_t *)name, (uint32_t)length, 0);
     if (turn % 3 == 0)
         rf_known_name_forget(known, NAMES_PARENT, (const uint8_t *)name, (uint32_t)length);
@@ -396,7 +417,7 @@ static void start_all(void)
                                   .cache_ns = 1000,
                                   .carry =
                                       1ull << FUSE_READ | 1ull << FUSE_WRITE | 1ull << FUSE_FSYNC,
-                                  .serve = 127,
+                                  .serve = 255,
                                   .ask_cells = 50};
     lane = rf_lane_new(&setup);
     assert(lane);
@@ -421,15 +442,17 @@ static void end_all(void)
 static void check_end(const struct kernel *kernels)
 {
     struct rf_lane_statistics told;
-    uint64_t looked_up = 0, references = 0, retried = 0;
+    uint64_t looked_up = 0, references = 0, retried = 0, without_xattrs = 0;
     rf_lane_statistics(lane, &told);
     for (int k = 0; k < KERNELS; k++) {
         looked_up += kernels[k].looked_up;
         retried += kernels[k].retried;
+        without_xattrs += kernels[k].without_xattrs;
     }
     for (uint64_t ino = NAMED; ino < NAMED + 8; ino++)
         references += rf_known_references(known, ino);
     assert(references == looked_up);
+    assert(told.served[FUSE_GETXATTR] == without_xattrs);
     assert(told.parked_now == 0 && told.carried_now == 0 && told.lost == 0 && told.refused == 0);
     printf("lane ok: %llu reads (%llu by the engine), %llu writes (%llu put, %llu bases, "
            "%llu parked), %llu asked again, %llu answers queued, %llu lookups\n",

@@ -13,6 +13,9 @@ what threads of the lane change, they change inside of the gate, which a cut shu
     which says ENOSPC where that is so. None is left waiting.
  4. With the kernel's write-back cache, `drain` brings in what files open for writing have dirty
     there; a request to sync, unmount or stop begins with it.
+ 5. However many requests come, all other tasks get their turn after each few. What nobody waits for
+    (files closed, inodes that the kernel has forgotten) is looked after when a request comes, or
+    soon; always before the requests that could tell the difference, and before the last cut.
 """
 
 from __future__ import annotations
@@ -23,17 +26,17 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 import pyfuse3
 import trio
 
 from raidfs._native import lib
-from raidfs.daemon import carried
-from raidfs.daemon.carried import CarriedRequests
+from raidfs.daemon.carried import OPCODES, Answer, CarriedRequests
 from raidfs.daemon.device import Device, open_device
 from raidfs.daemon.fuse import CACHE_S, FuseOperations, Watcher, errno_of
+from raidfs.daemon.protocol import LOOKUP, RENAME, RENAME2, RMDIR, STATFS, UNLINK
 from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, captured_stderr
 from raidfs.daemon.status import LaneStatus
 from raidfs.errors import UsageError
@@ -49,6 +52,10 @@ BACKGROUND_MAX = 128
 SOCKET_BYTES = 4 << 20
 MESSAGE_EXTRA_BYTES = 8 << 10  # headers around the largest payload
 DRAINED_AT_ONCE = 8
+# Carried requests, before the flusher gets its turn: more gain nothing, and fsync waits for longer.
+ANSWERED_AT_ONCE = 4
+# To these it matters which files are open or referred to: LOOKUP may ask for an inode by number.
+AFTER_RELEASE = frozenset({LOOKUP, UNLINK, RMDIR, RENAME, RENAME2, STATFS})
 RETRY_S = 0.01
 ATTRIBUTES_ONLY = -1  # as an offset of NOTIFY
 WRITEBACK_CACHE = 1 << 16  # of INIT
@@ -125,7 +132,7 @@ class LaneSession(Watcher):
         if "ro" in words:
             serve &= ~lib.RF_LANE_WRITE
         if "allow_root" in words:  # libfuse looks who asks, and refuses the others
-            serve &= ~(lib.RF_LANE_LOOKUP | lib.RF_LANE_GETATTR)
+            serve &= ~(lib.RF_LANE_LOOKUP | lib.RF_LANE_GETATTR | lib.RF_LANE_XATTR)
         return LaneSetup(
             pages=self._store.pages,
             columns=self._store.columns,
@@ -139,7 +146,7 @@ class LaneSession(Watcher):
             init_add=WRITEBACK_CACHE if self._options.writeback else 0,
             init_remove=0,
             cache_ns=int(CACHE_S * 1e9),
-            carry=sum(1 << opcode for opcode in carried.NAMES),
+            carry=sum(1 << opcode for opcode in OPCODES),
             serve=serve,
             ask_cells=max(1, self._store.dirty_cells_max // ASK_PARTS),
         )
@@ -170,6 +177,7 @@ class LaneSession(Watcher):
         lane = self._running()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, lane, nursery)
+            nursery.start_soon(self._look_late, lane)
             nursery.start_soon(self._grant, lane)
             await pyfuse3.main()
             while self._under_way:
@@ -183,10 +191,13 @@ class LaneSession(Watcher):
         try:
             yield
         finally:
-            self._under_way -= 1
-            if self._under_way == 0:
-                self._done.set()
-                self._done = trio.Event()
+            self._uncount()
+
+    def _uncount(self) -> None:
+        self._under_way -= 1
+        if self._under_way == 0:
+            self._done.set()
+            self._done = trio.Event()
 
     def _running(self) -> Lane:
         assert self._lane is not None, "not open"
@@ -223,19 +234,53 @@ class LaneSession(Watcher):
         while True:
             await trio.lowlevel.wait_readable(lane.eventfd)
             lane.reset()
-            while (request := lane.take()) is not None:
-                nursery.start_soon(self._answer, lane, *request)
-            self._release(lane)
-            self._note_wants(lane)
-            if lane.ended:
-                self.stop()
+            more = True
+            while more:
+                more = self._answer_some(lane, nursery)
+                self._release(lane)
+                self._note_wants(lane)
+                if lane.ended:
+                    self.stop()
+                if more:  # the flusher and others get their turn
+                    await trio.lowlevel.checkpoint()
 
-    async def _answer(self, lane: Lane, number: int, message: memoryview) -> None:
-        """Promise 1."""
-        with self._counted():
-            error, data = await self._carried.answer(message)
-            while not lane.reply(number, error, data):  # no memory while the gate is shut
+    def _answer_some(self, lane: Lane, nursery: trio.Nursery) -> bool:
+        """Promise 1, for those that are there; False: for all of them."""
+        for _ in range(ANSWERED_AT_ONCE):
+            request = lane.take()
+            if request is None:
+                return False
+            number, opcode, message = request
+            if opcode in AFTER_RELEASE:
+                self._release(lane)
+            answer = self._carried.begin(message)
+            if isinstance(answer, tuple) and lane.reply(number, *answer):
+                continue
+            self._under_way += 1
+            nursery.start_soon(self._answer_later, lane, number, answer)
+        return True
+
+    async def _answer_later(
+        self, lane: Lane, number: int, answer: Answer | Coroutine[None, None, Answer]
+    ) -> None:
+        """Promise 1, for a request that has to wait, or of which the answer must be given again,
+        since there was no memory to keep it while the gate was shut. It is counted already."""
+        try:
+            if isinstance(answer, tuple):
                 await trio.sleep(RETRY_S)
+            else:
+                answer = await answer
+            while not lane.reply(number, *answer):
+                await trio.sleep(RETRY_S)
+        finally:
+            self._uncount()
+
+    async def _look_late(self, lane: Lane) -> None:
+        """Until cancelled: what nobody waits for, if no request came meanwhile."""
+        while True:
+            await trio.lowlevel.wait_readable(lane.late_fd)
+            lane.reset_late()
+            self._release(lane)
 
     def _release(self, lane: Lane) -> None:
         """What the lane has told the kernel already: closed files, inodes nobody refers to."""

@@ -34,7 +34,7 @@ class LaneOptions:
 
     threads: int = 0
     writeback: bool = False
-    serve: int = 0x7F
+    serve: int = 0xFF
 
     def thread_count(self) -> int:
         """One for each core that this process may use."""

@@ -124,6 +124,7 @@ class Files:
         except RaidfsError:
             return  # no room, or read-only: nobody is owed an atime
         self.inodes.stamp(inode, None, None, now_ns)
+        self.inodes.retell(inode)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Files:
                 known[page] = await self.store.base(ino, page)
 
     def change(self, inode: Inode, kill_privileges: bool) -> None:
-        """What changing a file's content changes in its inode, besides size and times."""
+        """What changing a resident file's content changes in its inode: not size and times."""
         lost = self.xattrs.privileges(inode, kill_privileges)
         if lost is None and inode.dirty:
             self.store.writable()
@@ -203,15 +204,13 @@ class Files:
         mode, xattrs = lost if lost is not None else (inode.row.mode, {})
         if not xattrs:
             self.inodes.change_alone(inode)
-            inode.row.mode = mode
-            if lost is not None:
-                self.vouch(inode)
-            return
-        with self.inodes.change(inode) as epoch:
-            difference = self.xattrs.write(epoch, inode, xattrs)
+        else:
+            with self.inodes.change(inode) as epoch:
+                difference = self.xattrs.write(epoch, inode, xattrs)
+            inode.row.xattrs += difference
+            inode.capability = None
         inode.row.mode = mode
-        inode.row.xattrs += difference
-        inode.capability = None
+        self.inodes.retell(inode)
         if lost is not None:
             self.vouch(inode)
 

@@ -12,6 +12,7 @@ Every operation that changes something follows one skeleton:
     with inodes.change(parent, inode) as e:   read-only? then versions split; names, xattrs change:
         meta...(e, ...)                       all of it, or, when a statement fails, none of it
     inode.row.nlink += 1; inodes.stamp(...)   rows in memory: can't fail, saved by the cut
+    inodes.retell(parent, inode)              last of all: the kernel may be told of it again
 
     inodes.change_alone(inode)                or so, where neither names nor xattrs change
 
@@ -24,7 +25,8 @@ Every operation that changes something follows one skeleton:
     the kernel refers to (where inode numbers lie close together).
  5. Inode numbers are never used twice.
  6. What `Known` tells the kernel of an inode is true: `change` and whatever else changes what
-    stat(2) tells takes it back first, and `told` alone puts it there.
+    stat(2) tells or whether there are xattrs takes it back first. `told` puts it there, and
+    `retell`, when a change is over: so no more is known than the kernel was told once.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ UNIT_BYTES = 512  # of st_blocks
 
 class Inode:
     """One inode in memory. `row` is its live version; see the module for the other words. `told`:
-    `Known` may have its attributes."""
+    `Known` may have its attributes. `untold`: it had them when the last change began."""
 
     __slots__ = (
         "before",
@@ -69,12 +71,14 @@ class Inode:
         "resident",
         "row",
         "told",
+        "untold",
     )
 
     def __init__(self, row: InodeRow, told: bool) -> None:
         self.row = row
         self.before: InodeRow | None = None  # the row when `change_alone` first changed the inode
         self.told = told
+        self.untold = False
         self.pins = 0
         self.opens = 0
         self.dirty = False
@@ -260,8 +264,16 @@ class Inodes:
     def untell(self, inode: Inode) -> None:
         """Before what stat(2) tells of the inode changes (promise 6)."""
         if inode.told:
-            self.known.forget_inode(inode.ino)
+            inode.untold = self.known.forget_inode(inode.ino)
             inode.told = False
+
+    def retell(self, *inodes: Inode) -> None:
+        """When a change is over, and rows and `Pages` are current: what was known of the inodes
+        before is known again."""
+        for inode in inodes:
+            if inode.untold and not inode.gone:
+                inode.told, inode.untold = True, False
+                self.known.put_inode(self._fields(inode))
 
     def _mark(self, inode: Inode) -> None:
         if not inode.dirty:
@@ -320,12 +332,24 @@ class Inodes:
     async def ready(self) -> None:
         """Wait until the metadata has room for more changes before the next commit. Names change in
         plain functions, which can't wait; who calls many of them awaits this before each."""
+        if not self.is_ready():
+            await self.relief()
+
+    def is_ready(self) -> bool:
+        """For who can't wait: counts as `ready` does; if False, `relief` is to be awaited."""
         self._until_look -= 1
         if self._until_look > 0:
-            return
+            return True
         self._until_look = LOOK_EVERY
-        while self.meta.pressure and self.store.dirty and self.store.failed is None:
+        return not self._pressed()
+
+    async def relief(self) -> None:
+        """The waiting part of `ready`."""
+        while self._pressed():
             await self.store.commit()
+
+    def _pressed(self) -> bool:
+        return self.meta.pressure and self.store.dirty and self.store.failed is None
 
     # -- open, resident, referred to --------------------------------------------------------------
 
@@ -360,6 +384,7 @@ class Inodes:
             self.pages.set_times(row.ino, row.mtime_ns, None)
         inode.resident = True
         self.pin(inode)
+        self.retell(inode)
 
     def _evict_closed(self, count: int) -> None:
         """Try to drop the pages of the files closed longest ago; those with dirty pages go to the
@@ -369,7 +394,9 @@ class Inodes:
             if inode.opens:
                 continue
             if self.pages.evict(ino):
+                self.untell(inode)
                 inode.resident = False
+                self.retell(inode)
                 self.unpin(inode)
             else:
                 self._closed[ino] = inode
@@ -451,25 +478,30 @@ class Inodes:
             if references:
                 self.known.refer(told.ino, references)
             return told
-        inode.told = True
-        fields = (
-            told.ino,
-            told.generation,
-            told.size,
-            inode.row.cells,
-            told.atime_ns,
-            told.mtime_ns,
-            told.ctime_ns,
-            told.mode,
-            told.nlink,
-            told.uid,
-            told.gid,
-            told.rdev,
+        inode.told, inode.untold = True, False
+        self.known.tell(self._fields(inode), parent, name, references)
+        return told
+
+    def _fields(self, inode: Inode) -> tuple[int, ...]:
+        """The fields of KnownInode. Size and times of a resident file aren't looked at."""
+        row = inode.row
+        return (
+            row.ino,
+            row.generation,
+            self.store.cell_bytes if inode.is_directory else row.size,
+            row.cells,
+            row.atime_ns,
+            row.mtime_ns,
+            row.ctime_ns,
+            row.mode,
+            row.nlink,
+            row.uid,
+            row.gid,
+            row.rdev,
             INLINE_BYTES_MAX,
             inode.resident,
+            not row.xattrs,
         )
-        self.known.tell(fields, parent, name, references)
-        return told
 
     def attributes(self, inode: Inode) -> Attributes:
         row = inode.row
@@ -503,12 +535,14 @@ class Inodes:
 
     def note_cells(self, changes: dict[int, int]) -> None:
         """The store's hook: the leaves of these inodes hold so many cells more (or fewer) now."""
-        if self.known.enabled and changes:
-            self.known.forget_inodes(list(changes))
         for ino, change in changes.items():
             inode = self._pinned.get(ino) or self._idle.get(ino)
             if inode is not None:
+                self.untell(inode)
                 inode.row.cells += change
+                self.retell(inode)
+            elif self.known.enabled:
+                self.known.forget_inode(ino)
 
     def size_and_times(self, inode: Inode) -> tuple[int, int, int, int]:
         """(size, mtime_ns, ctime_ns, atime_ns) from where they live (promise 3)."""

@@ -183,6 +183,7 @@ class Names:
         self._touched(directory, row.ctime_ns, subdirectories=int(is_directory))
         if is_directory and self.known.enabled:
             self.known.put_directory(row.ino, 0)
+        self.inodes.retell(directory)
         return self.inodes.add(row)
 
     def make_unnamed(self, parent: int, mode: int, caller: Caller, *, linkable: bool) -> Inode:
@@ -287,6 +288,7 @@ class Names:
         self.inodes.got_a_name(inode)
         self.inodes.stamp(inode, None, now_ns)
         self._touched(directory, now_ns)
+        self.inodes.retell(directory, inode)
         return inode
 
     # -- removing ---------------------------------------------------------------------------------
@@ -302,6 +304,7 @@ class Names:
         self._removed_name(parent, name)
         self._touched(directory, now_ns)
         self._removed(inode, now_ns)
+        self.inodes.retell(directory, inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         if name in (b".", b".."):
@@ -319,6 +322,7 @@ class Names:
         self._removed_name(parent, name)
         self._touched(directory, now_ns, subdirectories=-1)
         self._removed(inode, now_ns)
+        self.inodes.retell(directory, inode)
 
     def _removed_name(self, parent: int, name: bytes) -> None:
         if self.known.enabled:
@@ -410,6 +414,8 @@ class Names:
         self._settle(moved, new.directory, now_ns)
         if replaced is not None:
             self._removed(replaced, now_ns)
+            self.inodes.retell(replaced)
+        self.inodes.retell(old.directory, new.directory, moved)
 
     def _exchange(self, old: Place, new: Place) -> None:
         first, second = old.inode, new.inode
@@ -440,6 +446,7 @@ class Names:
         self._touched(new.directory, now_ns, subdirectories=difference)
         self._settle(first, new.directory, now_ns)
         self._settle(second, old.directory, now_ns)
+        self.inodes.retell(old.directory, new.directory, first, second)
 
     def _settle(self, inode: Inode, directory: Inode, now_ns: int) -> None:
         """An inode has arrived under a name in `directory`."""

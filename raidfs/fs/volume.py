@@ -85,6 +85,14 @@ class Volume:
         Without it, many changes in a row end in OutOfSpace where the metadata's log is small."""
         await self.inodes.ready()
 
+    def is_ready(self) -> bool:
+        """For who can't wait, in the place of `ready`; if False, `relief` is to be awaited."""
+        return self.inodes.is_ready()
+
+    async def relief(self) -> None:
+        """The waiting part of `ready`."""
+        await self.inodes.relief()
+
     # -- references -------------------------------------------------------------------------------
 
     def _told(self, inode: Inode, parent: int, name: bytes) -> Attributes:
@@ -185,14 +193,23 @@ class Volume:
     def getattr(self, ino: int) -> Attributes:
         return self.inodes.told(self.inodes.get(ino))
 
-    async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Attributes:
-        """chmod, chown, utimens and truncate, any of them in one piece."""
+    def set_attributes(self, ino: int, changes: Changes, caller: Caller) -> Attributes:
+        """chmod, chown and utimens, any of them in one piece: `setattr` without a size."""
+        assert changes.size is None
+        inode = self.inodes.get(ino)
+        if changes != Changes():
+            with self.files.unvouched(ino):
+                self._change(inode, changes, caller)
+        return self.inodes.told(inode)
+
+    async def setattr(
+        self, ino: int, changes: Changes, caller: Caller, *, kill_privileges: bool = False
+    ) -> Attributes:
+        """chmod, chown, utimens and truncate, any of them in one piece. `kill_privileges`: by
+        someone without CAP_FSETID, though root."""
         if changes.size is None:
-            inode = self.inodes.get(ino)
-            if changes != Changes():
-                with self.files.unvouched(ino):
-                    self._change(inode, changes, caller)
-            return self.inodes.told(inode)
+            return self.set_attributes(ino, changes, caller)
+        kill = kill_privileges or caller.uid != 0
         with self.inodes.held(ino) as inode:
             self.files.check_size(inode, changes.size)
             self.inodes.make_resident(inode)
@@ -203,21 +220,28 @@ class Volume:
                     base = await self.files.tail_base(inode, changes.size)
                     # No await from here on: all changes happen at once, or (BaseNeeded) none.
                     with suppress(BaseNeeded), self.files.unvouched(ino):
-                        self._change(inode, changes, caller, base)
+                        self._change(inode, changes, caller, base, kill=kill)
                         break
             finally:
                 self.store.release(cells)
             return self.inodes.told(inode)
 
     def _change(
-        self, inode: Inode, changes: Changes, caller: Caller, base: bytes | None = None
+        self,
+        inode: Inode,
+        changes: Changes,
+        caller: Caller,
+        base: bytes | None = None,
+        *,
+        kill: bool = False,
     ) -> None:
-        """Apply `changes` at once; `base` is what the truncate among them needs."""
+        """Apply `changes` at once; `base` is what the truncate among them needs, `kill` says that
+        it takes setuid and setgid away."""
         row = inode.row
         mode, xattrs = row.mode, dict[bytes, bytes | None]()
         chown = changes.uid is not None or changes.gid is not None
         if chown or changes.size is not None:
-            lost = self.xattrs.privileges(inode, chown or caller.uid != 0)
+            lost = self.xattrs.privileges(inode, chown or kill)
             mode, xattrs = lost if lost is not None else (mode, xattrs)
         gid = row.gid if changes.gid is None else changes.gid
         if changes.mode is not None:

@@ -68,8 +68,9 @@ class Xattrs:
             raise FsError(errno.ENODATA)
         if name in ACLS:
             self._set_acl(inode, name, acl.parse(value), caller)
-            return
-        self._apply(inode, {name: value})
+        else:
+            self._apply(inode, {name: value})
+        self.inodes.retell(inode)
 
     def remove(self, ino: int, name: bytes) -> None:
         inode = self.inodes.get(ino)
@@ -77,6 +78,7 @@ class Xattrs:
         _check_kind(inode, name)
         if self._value(inode, name) is not None:
             self._apply(inode, {name: None})
+            self.inodes.retell(inode)
         elif name not in ACLS:  # an ACL that isn't kept is there all the same: in the mode
             raise FsError(errno.ENODATA)
 
