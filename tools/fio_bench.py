@@ -82,7 +82,9 @@ def measure(options, names):
         results = {name: {side: [] for side in sides} for name in names}
         for number in range(options.rounds):
             for name in names:
-                for label, side in sides.items():
+                # who comes first meets memory that the host has to give anew: take turns
+                turn = number % len(sides)
+                for label, side in [*sides.items()][turn:] + [*sides.items()][:turn]:
                     progress(f"round {number + 1} of {options.rounds}: {name} on {label}")
                     work, after = _job(name, side, options, tree, tree_files)
                     results[name][label].append(side.run(work))
