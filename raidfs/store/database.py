@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ CACHE_BYTES = 64 << 20
 CHECKPOINT_FRAMES = 1000  # copying a page takes the loop about 20 microseconds
 STATEMENT_PAGES = 4  # more than a statement dirties, splits averaged over those without
 _RESERVE_PAGES_MIN = 64
+_ASKED_S_MAX = 0.02  # how old what members said of their room may be
 _RESERVE_PAGES_MAX = 4096
 _FLOOR_PAGES = 16  # never used: more than one statement takes beyond its bound
 _CREDIT_PAGES_MAX = 1024  # then it is measured anew, and the members are asked what they can take
@@ -69,6 +71,7 @@ class Database:
         self._spent = 0  # since the last commit or spill: bounds what a commit appends to the log
         self._owed = 0  # pages of changes that were told, and that only the cut will make
         self._unasked = _CREDIT_PAGES_MAX  # pages spent since the members were asked for limits
+        self._asked_s = 0.0  # when that was
         self._reusable: tuple[int, int] | None = None  # state of a log that is wholly checkpointed
         self._page_limit = 0
         self._reserve_pages = _RESERVE_PAGES_MIN
@@ -263,14 +266,22 @@ class Database:
         limit = self.mirror.limit_bytes(MetaFile.DB) // PAGE_BYTES
         self._reserve_pages = min(max(limit // 20, _RESERVE_PAGES_MIN), _RESERVE_PAGES_MAX)
         self.mirror.limit_bytes(MetaFile.WAL)
-        self._unasked = 0
+        self._unasked, self._asked_s = 0, time.monotonic()
+        self._credit = 0  # it was given by what they said before
         if limit != self._page_limit:
             self._page_limit = limit
             self._db.pragma("max_page_count", limit)  # should the credit ever be wrong
 
+    def _doubt(self) -> None:
+        """Others may have filled a member's file system since it was asked: who changes something
+        now shall be refused, not the flush that must make it durable."""
+        if not self._privileged and time.monotonic() - self._asked_s > _ASKED_S_MAX:
+            self._credit, self._unasked = 0, _CREDIT_PAGES_MAX
+
     def _spend(self, blob_bytes: int = 0) -> None:
         """Promise 2: before each change."""
         pages = STATEMENT_PAGES + blob_bytes // 2048
+        self._doubt()
         if self._credit < pages:
             self._measure(pages)
         self._credit -= pages
@@ -279,6 +290,7 @@ class Database:
 
     def _owe(self, pages: int) -> None:
         """Promise 2 for what is told now and written at the cut, which can't refuse it."""
+        self._doubt()
         if self._credit < pages:
             self._measure(pages)
         self._credit -= pages
