@@ -17,7 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "lane_ensure.h"
+#include "ensure.h"
 
 static const uint32_t SHUT = 1u << 31;
 

@@ -12,16 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ensure.h"
 #include "known.h"
-
-/* assert() that stays on: Python's own flags for extensions define NDEBUG. */
-#define ENSURE(condition)                                                                          \
-    do {                                                                                           \
-        if (__builtin_expect(!(condition), 0)) {                                                   \
-            fprintf(stderr, "raidfs: %s:%d: must be true: %s\n", __FILE__, __LINE__, #condition);  \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 enum {
     NAME_BYTES_MAX = 255,
@@ -103,15 +95,6 @@ struct rf_known {
     struct reference_table references;
     uint64_t hits, negative_hits, misses;
 };
-
-static inline uint64_t hash_u64(uint64_t x)
-{
-    x ^= x >> 33;
-    x *= 0xff51afd7ed558ccdULL;
-    x ^= x >> 33;
-    x *= 0xc4ceb9fe1a85ec53ULL;
-    return x ^ (x >> 33);
-}
 
 /* known_entries.c */
 int entries_start(struct entry_table *table, uint64_t nbytes_max, const uint64_t key[2]);

@@ -14,7 +14,7 @@
 #include "gate.h"
 #include "known.h"
 #include "lane.h"
-#include "lane_ensure.h"
+#include "ensure.h"
 #include "lane_protocol.h"
 #include "pages.h"
 

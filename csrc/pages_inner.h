@@ -11,17 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ensure.h"
 #include "pages.h"
 #include "pages_pool.h"
-
-/* assert() that stays on: Python's own flags for extensions define NDEBUG. */
-#define ENSURE(condition)                                                                          \
-    do {                                                                                           \
-        if (__builtin_expect(!(condition), 0)) {                                                   \
-            fprintf(stderr, "raidfs: %s:%d: must be true: %s\n", __FILE__, __LINE__, #condition);  \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 enum {
     LEAF_PAGES = 256,
@@ -115,16 +107,6 @@ struct rf_pages {
     struct pool layers;
     struct leaf_cache leaves;
 };
-
-/* The finalizer of MurmurHash3: each bit of the result depends on each bit of x. */
-static inline uint64_t hash_u64(uint64_t x)
-{
-    x ^= x >> 33;
-    x *= 0xff51afd7ed558ccdULL;
-    x ^= x >> 33;
-    x *= 0xc4ceb9fe1a85ec53ULL;
-    return x ^ (x >> 33);
-}
 
 /* pages.c: the lookup rule and what follows from it */
 
