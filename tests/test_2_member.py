@@ -222,6 +222,37 @@ def test_the_files_of_removed_columns_become_the_next_ones(tmp_path):
     assert spares(tmp_path) == []
 
 
+def test_kept_files_that_somebody_touched_are_not_used(tmp_path):
+    member = lay_out_directory(str(tmp_path))
+    for zone in range(1, 4):
+        member.column_create(zone, 0, 0, ZONE_BYTES)
+    os.truncate(tmp_path / "zones/03/00000003.0", ZONE_BYTES // 2)
+    for zone in range(1, 4):
+        member.column_remove(zone, 0, 0)
+    first, second, third = (tmp_path / "zones" / name for name in spares(tmp_path))
+    assert third.stat().st_size == ZONE_BYTES // 2  # kept, and of no use
+    first.unlink()
+    os.truncate(second, ZONE_BYTES - 4096)
+    member.column_create(4, 0, 0, ZONE_BYTES)
+    column = tmp_path / "zones/04/00000004.0"
+    assert column.stat().st_size == ZONE_BYTES and column.stat().st_blocks * 512 >= ZONE_BYTES
+    assert spares(tmp_path) == [third.name]
+    member.close()
+    assert spares(tmp_path) == []
+
+
+def test_a_file_without_all_its_room_is_not_kept(tmp_path):
+    member = lay_out_directory(str(tmp_path))
+    member.column_create(1, 0, 0, ZONE_BYTES)
+    path = tmp_path / "zones/01/00000001.0"
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(ZONE_BYTES)
+    member.column_remove(1, 0, 0)
+    assert spares(tmp_path) == [] and member.columns() == []
+    member.close()
+
+
 def test_kept_files_of_a_daemon_that_was_killed_go_at_the_next_opening(tmp_path):
     lay_out_directory(str(tmp_path)).close()
     (tmp_path / "zones/spare.3").write_bytes(b"x")

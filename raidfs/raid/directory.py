@@ -213,25 +213,30 @@ class DirectoryMember(Member):
                 os.unlink(path)
 
     def _make_spare(self, path: str) -> bool:
-        """Keeps a removed column's file, if there aren't enough. OSError."""
+        """Keeps a removed column's file, if it has all its room (where files are compressed, none
+        has) and there aren't enough. OSError."""
+        found = os.stat(path)
         with self._spares_lock:
-            if len(self._spares) >= SPARES_MAX or self._lock_fd < 0:
+            enough = len(self._spares) >= SPARES_MAX or self._lock_fd < 0
+            if enough or found.st_blocks * 512 < found.st_size:
                 return False
             self._spares_made += 1
             spare = self._at(ZONES_NAME, f"{SPARE_PREFIX}{self._spares_made}")
-            nbytes = os.stat(path).st_size
             os.rename(path, spare)
-            self._spares.append((spare, nbytes))
+            self._spares.append((spare, found.st_size))
             return True
 
     def _take_spare(self, path: str, nbytes: int) -> bool:
-        """Makes a kept file the column `path`, if one has that size and all its room."""
+        """Makes a kept file of that size the column `path`. One that somebody removed or cut short
+        is forgotten."""
         with self._spares_lock:
-            for spare, size in self._spares:
-                if size == nbytes and os.stat(spare).st_blocks * 512 >= nbytes:
-                    os.rename(spare, path)
-                    self._spares.remove((spare, size))
-                    return True
+            for spare, size in [each for each in self._spares if each[1] == nbytes]:
+                self._spares.remove((spare, size))
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(spare).st_size == nbytes:
+                        os.rename(spare, path)
+                        return True
+                    os.unlink(spare)
             return False
 
     def column_read(
