@@ -329,11 +329,13 @@ def test_not_a_database():
         Opened(files)
 
 
-def test_a_newer_format_is_refused(opened):
-    opened.meta._run("UPDATE state SET format = 2")
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_format_is_refused(opened, number):
+    """A newer one, and that of volumes made before cells could be shared."""
+    opened.meta._run(f"UPDATE state SET format = {number}")
     opened.durable(2)
     opened.meta.close()
-    with pytest.raises(FormatError, match="format 2"):
+    with pytest.raises(FormatError, match=f"format {number} "):
         Opened(content(opened.members))
 
 

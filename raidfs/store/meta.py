@@ -36,7 +36,7 @@ from raidfs.store.vfs import SQLiteFiles, connect
 
 __all__ = ["INF", "Dirent", "Event", "InodeRow", "Leaf", "Meta", "Owner", "Version", "ZoneRow"]
 
-FORMAT = 1
+FORMAT = 2
 ROOT_INO = 1
 
 STATE_INSERT = "INSERT INTO state VALUES (1, ?, 1, 2, 1, 1, ?, ?, ?)"

@@ -23,7 +23,7 @@
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
---   format      version of all that is described here; a higher one is refused
+--   format      version of all that is described here, 2; any other is refused. 1 had no table share
 --   durable     every change of an epoch up to this one is in the database, and in the rows that its
 --               leaves refer to. Changes of later epochs may be there too; opening undoes them
 --   next_ino    lowest inode number that no epoch up to `durable` handed out. Never handed out twice,
