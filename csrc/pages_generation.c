@@ -224,26 +224,27 @@ static int64_t sealed_entries(const struct generation *sealed, enum what what, u
     return (int64_t)place;
 }
 
-int rf_pages_sealed_cells(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
-                          uint64_t *indexes, uint64_t *addresses)
+static int sealed_of(struct rf_pages *pages, uint64_t generation, enum what what, uint64_t *inos,
+                     uint64_t *indexes, uint64_t *addresses)
 {
     const struct generation *sealed = sealed_find(pages, generation);
     if (!sealed)
         return -EINVAL;
-    int64_t count = sealed_entries(sealed, CELLS, inos, indexes, addresses);
-    ENSURE(count < 0 || (uint64_t)count == sealed->cells);
+    int64_t count = sealed_entries(sealed, what, inos, indexes, addresses);
+    ENSURE(count < 0 || (uint64_t)count == (what == MARKS ? sealed->marks : sealed->cells));
     return count < 0 ? (int)count : 0;
+}
+
+int rf_pages_sealed_cells(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
+                          uint64_t *indexes, uint64_t *addresses)
+{
+    return sealed_of(pages, generation, CELLS, inos, indexes, addresses);
 }
 
 int rf_pages_sealed_marks(struct rf_pages *pages, uint64_t generation, uint64_t *inos,
                           uint64_t *indexes, uint64_t *addresses)
 {
-    const struct generation *sealed = sealed_find(pages, generation);
-    if (!sealed)
-        return -EINVAL;
-    int64_t count = sealed_entries(sealed, MARKS, inos, indexes, addresses);
-    ENSURE(count < 0 || (uint64_t)count == sealed->marks);
-    return count < 0 ? (int)count : 0;
+    return sealed_of(pages, generation, MARKS, inos, indexes, addresses);
 }
 
 int rf_pages_sealed_cuts(struct rf_pages *pages, uint64_t generation, uint64_t *inos,

@@ -383,19 +383,6 @@ def test_number_of_threads(workshop, threads):
 
 
 @pytest.mark.slow
-def test_past_the_page_cache_of_members(workshop):
-    volume = workshop.volume(3, level="5")
-    volume.mount("direct")
-    data = os.urandom(3_000_001)
-    (volume.mountpoint / "file").write_bytes(data)
-    volume.ctl("sync")
-    run("sysctl", "-q", "vm.drop_caches=3", expect=None)
-    assert (volume.mountpoint / "file").read_bytes() == data
-    volume.unmount()
-    volume.check()
-
-
-@pytest.mark.slow
 def test_without_the_lane(workshop):
     volume = workshop.volume(3, level="5")
     volume.mount("nolane")

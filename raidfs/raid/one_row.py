@@ -9,10 +9,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from raidfs import native
-from raidfs.engine import Batch, Fault
+from raidfs.engine import Batch
 from raidfs.errors import MemberError
 from raidfs.raid.array import Array, ZoneMap
-from raidfs.raid.member import Member, Place, said_of
+from raidfs.raid.member import Member, Place
+from raidfs.raid.writing import raise_fault
 
 Crcs = native.Checksums
 
@@ -57,7 +58,8 @@ async def write_row(array: Array, zone: ZoneMap, row: int, cells: list[int]) -> 
         faults = batch.errors()
         for number, (column, member, _, place) in enumerate(lent):
             try:
-                _confirm(member, place, faults.get(number + 1))
+                raise_fault(member, place, faults.get(number + 1))
+                member.column_confirm(place)
             except MemberError as error:
                 failed.add(array.write_failed(zone, column, error))
     finally:
@@ -65,11 +67,3 @@ async def write_row(array: Array, zone: ZoneMap, row: int, cells: list[int]) -> 
             borrowed.__exit__(None, None, None)
     array.wrote(len(lent) - len(failed))
     return failed
-
-
-def _confirm(member: Member, place: Place, fault: Fault | None) -> None:
-    """MemberError if what was written is not on the member."""
-    if fault is not None:
-        with said_of(member.path, f"{fault.doing} {place.name}"):
-            raise OSError(fault.errno, "")
-    member.column_confirm(place)

@@ -125,7 +125,7 @@ class _Chains:
         written = 0
         for i, (column, member, place) in enumerate(self._chains):
             try:
-                _raise(member, place, faults.get(i + 1))
+                raise_fault(member, place, faults.get(i + 1))
                 if self._syncs[i]:
                     member.column_confirm(place)
             except MemberError as error:
@@ -136,7 +136,7 @@ class _Chains:
         return self._failed
 
 
-def _raise(member: Member, place: Place, fault: Fault | None) -> None:
+def raise_fault(member: Member, place: Place, fault: Fault | None) -> None:
     """MemberError for a fault, in the words that the member's own calls use."""
     if fault is not None:
         with said_of(member.path, f"{fault.doing} {place.name}"):
