@@ -104,6 +104,18 @@ class ReadOnly(RaidfsError):
     errno = _errno.EROFS
 
 
+class NoSuchSnapshot(RaidfsError):
+    """No snapshot has that name."""
+
+    errno = _errno.ENOENT
+
+
+class SnapshotHeld(RaidfsError):
+    """The snapshot has holds; who wants it deleted releases them first."""
+
+    errno = _errno.EBUSY
+
+
 class FsError(RaidfsError):
     """A POSIX outcome of a file operation (ENOENT, EEXIST, ...): always made with its errno."""
 

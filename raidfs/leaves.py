@@ -15,6 +15,8 @@ from raidfs.errors import FormatError
 from raidfs.pages import LEAF_PAGES
 
 U64 = npt.NDArray[np.uint64]
+ZONE_SHIFT = 32  # an address is zone << ZONE_SHIFT | row << ROW_SHIFT | column
+ROW_SHIFT = 8
 
 assert lib.RF_RUNS_PAGES == LEAF_PAGES
 

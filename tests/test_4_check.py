@@ -25,6 +25,7 @@ from workload import ME
 import raidfs.check
 from raidfs import native
 from raidfs.check import FINDINGS_MAX, check_assembly, check_volume
+from raidfs.fs.attributes import Changes
 from raidfs.raid.array import ZoneMap
 from raidfs.raid.code import parse_code
 from raidfs.raid.label import LABEL_BYTES, encode_label, read_labels, write_label
@@ -68,6 +69,34 @@ def good():
                 volume.forget(NUMBERS[name], 9)
 
     in_simulated_time(fill)
+    checked(members)
+    return members
+
+
+@pytest.fixture(scope="module")
+def kept(good):
+    """The same volume after three snapshots, each with something that nobody else has."""
+    members = reopened(good)
+
+    async def change():
+        async with mounted(members) as volume:
+            create = volume.store.snapshots.create
+            await create("first", "as it was made")
+            big = NUMBERS[b"big"]
+            await volume.write(big, 0, os.urandom(3 * CELL_BYTES))
+            volume.unlink(ROOT, b"small")
+            volume.rename(NUMBERS[b"dir"], b"sub", ROOT, b"moved", 0)
+            volume.setxattr(big, b"user.x", b"another", 0, ME)
+            await create("second")
+            await volume.store.snapshots.hold("second", "important")
+            await volume.setattr(big, Changes(size=20 * CELL_BYTES + 5), ME)
+            volume.removexattr(big, b"user.x")
+            volume.unlink(ROOT, b"copy")
+            volume.rename(ROOT, b"both", NUMBERS[b"dir"], b"both", 0)
+            await create("third")
+            await volume.write(big, 0, os.urandom(50))
+
+    in_simulated_time(change)
     checked(members)
     return members
 
@@ -207,12 +236,16 @@ SABOTAGE = {
     ),
     "version.empty": sql("INSERT INTO leaf VALUES ({big}, 900, 1, 1, NULL, NULL)"),
     "version.overlap": sql(f"INSERT INTO leaf VALUES ({{both}}, 0, 1, {INF - 1}, NULL, NULL)"),
+    "version.died": sql("UPDATE leaf SET died = 999 WHERE ino = {big}"),
+    "version.unneeded": sql("INSERT INTO leaf VALUES ({big}, 900, 1, 2, NULL, x'01')"),
     "version.later": sql(f"INSERT INTO leaf VALUES ({{big}}, 900, 999, {INF}, NULL, NULL)"),
     "inode.number": sql("UPDATE state SET next_ino = 2"),
     "inode.size": sql("UPDATE inode SET size = 99 WHERE ino = {sym}"),
     "inode.root": sql("UPDATE inode SET mode = 33188 WHERE ino = 1"),
     "inode.count": sql("UPDATE state SET inodes = inodes + 1"),
     "inode.cells": sql("UPDATE inode SET cells = cells + 1 WHERE ino = {big}"),
+    "inode.parent": sql("UPDATE inode SET parent = {dir} WHERE ino = {small}"),
+    "state.cells": sql("UPDATE state SET cells = cells + 1"),
     "names.twice": sql(
         "INSERT INTO dirent SELECT parent, position + 1, born, died, name, ino, kind "
         "FROM dirent WHERE ino = {big}"
@@ -222,13 +255,16 @@ SABOTAGE = {
     "names.dangling": sql("UPDATE dirent SET ino = 9999 WHERE ino = {big}"),
     "names.kind": sql("UPDATE dirent SET kind = 4 WHERE ino = {big}"),
     "names.dotdot": sql("UPDATE inode SET parent = 1 WHERE ino = {sub}"),
-    "names.directory": sql("DELETE FROM dirent WHERE ino = {sub}"),
+    "names.directory": sql(
+        "INSERT INTO dirent SELECT {sub}, position, born, died, name, ino, kind "
+        "FROM dirent WHERE ino = {sub}"
+    ),
     "names.cycle": sql("UPDATE inode SET parent = {sub} WHERE ino = {dir}"),
     "names.nlink": sql("UPDATE inode SET nlink = 7 WHERE ino = {big}"),
     "names.lost": sql("DELETE FROM dirent WHERE ino = {sub}"),
     "xattr.dangling": sql("UPDATE xattr SET ino = 9999"),
     "xattr.count": sql("UPDATE inode SET xattrs = 5 WHERE ino = {big}"),
-    "zone.numbers": sql("UPDATE state SET next_zone = 1"),
+    "zone.numbers": sql("UPDATE zone SET fill = rows + 1 WHERE zone = 1"),
     "zone.columns": sql('DELETE FROM "column" WHERE zone = 1 AND "column" = 2'),
     "zone.slot": sql('UPDATE "column" SET slot = 9999 WHERE zone = 1 AND "column" = 2'),
     "zone.live": sql("UPDATE zone SET live = live + 1 WHERE zone = 1"),
@@ -249,6 +285,31 @@ SABOTAGE = {
     "cell.end": sql(f"UPDATE inode SET size = {40 * CELL_BYTES - 99} WHERE ino = {{big}}"),
     "row.parity": wrong_parity,
 }
+
+# Of the volume with snapshots: what is wrong in one of them, or with all of them.
+IN_SNAPSHOTS = {
+    "version.unneeded": sql("DELETE FROM snapshot WHERE name = 'first'"),
+    "snapshot.number": sql("UPDATE snapshot SET id = 1 << 30 WHERE name = 'first'"),
+    "snapshot.epoch": sql("UPDATE snapshot SET epoch = 999 WHERE name = 'first'"),
+    "snapshot.name": sql("UPDATE snapshot SET name = 'a/b' WHERE name = 'first'"),
+    "snapshot.guid": sql("UPDATE snapshot SET guid = x'00' WHERE name = 'first'"),
+    "snapshot.count": sql("UPDATE snapshot SET cells = cells + 1 WHERE name = 'second'"),
+    "snapshot.next_ino": sql("UPDATE snapshot SET next_ino = 3 WHERE name = 'first'"),
+    "hold.dangling": sql("UPDATE hold SET snapshot = 99"),
+    "hold.tag": sql("UPDATE hold SET tag = '-x'"),
+    "zone.live": sql("DELETE FROM leaf WHERE ino = {big} AND died < 99"),
+    "leaf.dangling": sql("DELETE FROM inode WHERE ino = {copy} AND died < 99"),
+    "inode.cells": sql("UPDATE inode SET cells = cells + 1 WHERE ino = {big} AND died < 99"),
+    "names.dangling": sql("DELETE FROM inode WHERE ino = {copy} AND died < 99"),
+    "names.nlink": sql("UPDATE inode SET nlink = 5 WHERE ino = {small} AND died < 99"),
+    "names.dotdot": sql("UPDATE inode SET parent = 1 WHERE ino = {sub} AND died < 99"),
+    "names.lost": sql("DELETE FROM dirent WHERE ino = {sub} AND died < 99"),
+    "names.cycle": sql("UPDATE inode SET parent = {sub} WHERE ino = {dir} AND died < 99"),
+    "xattr.count": sql("DELETE FROM xattr WHERE value = CAST('another' AS BLOB)"),
+    "leaf.end": sql("UPDATE inode SET size = 10 WHERE ino = {big} AND died < 99"),
+    "cell.end": sql(f"UPDATE inode SET size = {3 * CELL_BYTES + 9} WHERE ino = {{copy}}"),
+}
+OF_ALL = re.compile(r"version|snapshot|hold|zone|leaf.end|cell.end")
 
 NOTES = {
     "label.update": interrupted_label,
@@ -280,6 +341,14 @@ def test_each_finding(good, code):
     assert all(finding.text for finding in report.findings)
 
 
+@pytest.mark.parametrize("code", IN_SNAPSHOTS)
+def test_each_finding_in_a_snapshot(kept, code):
+    report = check(sabotaged(kept, IN_SNAPSHOTS[code]))
+    found = [finding.text for finding in report.findings if finding.code == code]
+    assert found
+    assert OF_ALL.match(code) or all(", in snapshot " in text for text in found)
+
+
 @pytest.mark.parametrize("code", NOTES)
 def test_each_note(good, code):
     """Nothing is violated; the next mount clears it."""
@@ -303,10 +372,12 @@ def test_a_lost_member_is_a_note(good):
 
 
 def test_every_code_in_the_source_is_produced():
-    source = Path(raidfs.check.__file__).read_text()
+    package = Path(raidfs.check.__file__).parent
+    source = "".join(path.read_text() for path in sorted(package.glob("*.py")))
     findings = set(re.findall(r'report\.add\(\s*f?"(\w+\.[\w{}]+)"', source))
     findings.remove("metadata.{name}")  # events of the mirror; one for a mirror that can't write
-    assert len(findings) > 40 and findings | {"metadata.MetadataBad"} == set(SABOTAGE)
+    known = set(SABOTAGE) | set(IN_SNAPSHOTS)
+    assert len(findings) > 50 and findings | {"metadata.MetadataBad"} == known
     notes = set(re.findall(r'report\.note\(\s*"(\w+\.\w+)"', source))
     assert notes == {*NOTES, "member.lost"}
 

@@ -23,10 +23,17 @@ FLOORS = {
     "store": 3,
     "check": 4,
     "fs": 5,
+    "group": 5,
     "daemon": 6,
     "cli": 7,
 }
-ONLY_IN = {"pyfuse3": "daemon", "click": "cli", "rich": "cli", "apsw": "store"}
+ONLY_IN = {
+    "pyfuse3": "daemon",
+    "cryptography": "group",
+    "click": "cli",
+    "rich": "cli",
+    "apsw": "store",
+}
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 600
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -157,3 +164,10 @@ def test_nothing_names_the_place_where_it_lies():
     files += [path for path in (ROOT / "tools").rglob("*") if path.suffix in (".py", ".sh", ".c")]
     for path in files:
         assert f"{ROOT}/" not in path.read_text(), path
+
+
+def test_the_group_stands_on_floor_1_only():
+    for path in SOURCES:
+        if part_of(path) == "group":
+            others = imported_parts(path) & FLOORS.keys() - {"group"}
+            assert all(FLOORS[other] <= 1 for other in others), f"{path} imports {others}"

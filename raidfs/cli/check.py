@@ -98,6 +98,7 @@ def check_command(
                 "findings_not_listed": report.cut_short,
                 "notes": report.notes,
                 "counts": report.counts,
+                "snapshots": report.snapshots,
             }
         )
     else:

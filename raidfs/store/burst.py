@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import native
+from ..leaves import ROW_SHIFT, ZONE_SHIFT
 from ..raid.array import Array
 from ..raid.code import Code, burst_cells, present
 from ..raid.one_row import encode_row, write_row
 from ..raid.writing import lends_all, write_rows
-from .space import ROW_SHIFT, ZONE_SHIFT, Offload, Rows, Zone
+from .space import Offload, Rows, Zone
 
 FEW = 16  # pages that a loop is through with before numpy has begun
 _RUN = struct.Struct("<QQQ")

@@ -225,6 +225,16 @@ class Database:
         pages, free = self._pages()
         return (pages - free) * PAGE_BYTES, (self._page_limit - self._reserve_pages) * PAGE_BYTES
 
+    def has_room(self) -> bool:
+        """An ordinary change of a few rows would not be refused."""
+        used, limit = self.room()
+        return used + _CREDIT_PAGES_MAX * PAGE_BYTES <= limit
+
+    def spare_pages(self) -> int:
+        """So many pages could be changed now and leave the last reserve, and half of the log, to
+        those whom they are for."""
+        return min(self._unused() - self._reserve_pages, self._log_room(self._log_limit() // 2))
+
     def versions_at_cut(self, most: int) -> int:
         """For how many inodes, `most` at most, a cut may write new versions out of the last reserve
         although nobody asked for room before: each dirties or adds two pages, if every search tree

@@ -96,7 +96,11 @@ class DirtyRoom:
                 await self.store.progress()
             elif self.space.take(cells, privileged):
                 return
-            elif await self.space.make_room(cells, privileged) or self._take_all_back():
+            elif (
+                await self.space.make_room(cells, privileged)
+                or self._take_all_back()
+                or (tries and await self.store.cleaner.gain())
+            ):
                 continue
             elif tries == FULL_TRIES:
                 raise OutOfSpace("the volume is full")

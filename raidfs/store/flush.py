@@ -1,8 +1,8 @@
 """One flush: a sealed epoch becomes rows on members, then leaves, checksums and owners.
 
     place():  pages -> bursts -> written and synced          (promise 2: before any leaf says so)
-    apply():  cuts, inline contents, cell addresses and marks -> leaves; what they replace is dead,
-              or has a reference less
+    apply():  cuts, inline contents, cell addresses and marks -> leaves; what they replace has a
+              reference less, unless a snapshot sees it; then whatever else waits for the epoch
 
 Everything that `apply` changes belongs to one transaction, so it may pause between files and let
 the event loop serve others: readers still see the pages and cuts of the sealed epoch in memory,
@@ -25,10 +25,10 @@ import numpy.typing as npt
 import trio
 
 from .. import native
+from ..leaves import ZONE_SHIFT
 from ..pages import LEAF_PAGES, Sealed
 from . import burst
 from .meta import Leaf
-from .space import ZONE_SHIFT
 from .tables import INLINE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Flush:
             for ino, change in self.changes.items():
                 store.meta.add_cells(self.generation, ino, change)
             store.on_cells(self.changes)
+            self.touched |= store.changes_of(self.generation)
             store.space.let_go(self.generation)
             store.space.store_zones(self.touched, self.generation)
             self._report()
@@ -142,6 +143,8 @@ class Flush:
         """Each mark that names a cell is one more reference to it."""
         shared = self.marks[2][self.marks[2] != 0]
         self.touched |= self.store.space.account(shared, +1)
+        if len(shared):
+            self.store.snapshots.sharing()
 
     def _dead(self, ino: int, addresses: U64 | None) -> None:
         """Cells to which an entry of a leaf refers no more."""
@@ -153,16 +156,16 @@ class Flush:
             self.changes[ino] = self.changes.get(ino, 0) - len(gone)
 
     def _put(self, ino: int, number: int, old: Leaf | None, new: Leaf | None) -> None:
-        """Change a leaf, and forget what the old one shared of zones that the new one is not in."""
+        """Change a leaf. If the old one is kept for a snapshot, it refers to its cells as before;
+        else what it shared of zones is forgotten where no version is left that refers to them."""
         meta = self.store.meta
-        meta.put_leaf(self.generation, ino, number, new, new=old is None)
-        if old is None or old.addresses is None or not meta.shared_zones:
+        kept = meta.put_leaf(self.generation, ino, number, new, new=old is None)
+        if old is None or old.addresses is None:
             return
-        gone = set((old.addresses >> np.uint64(ZONE_SHIFT)).tolist())
-        if new is not None and new.addresses is not None:
-            gone -= set((new.addresses >> np.uint64(ZONE_SHIFT)).tolist())
-        for zone in sorted(gone & meta.shared_zones):
-            meta.drop_share(zone, ino, number)
+        if kept:
+            self.touched |= self.store.space.account(old.addresses[old.addresses != 0], +1)
+        elif meta.shared_zones:
+            meta.unshare(ino, number, old.addresses)
 
     async def _apply_cuts(self) -> None:
         """Everything from a file's cut on becomes a hole."""

@@ -13,9 +13,8 @@ Promises (1 to 3 of inodes.py, and):
     attributes, the count of inodes, and the next inode number.
  5. Undoing takes time by what was changed since, and by the size of directories that were changed;
     never by the size of the volume.
- 6. A version is dropped exactly when it died at an epoch that is durable, and no epoch in
-    `retained` sees it. `retained` may be set at any time; what it lets go is dropped at the next
-    commit.
+ 6. A version is dropped by the commit that makes the epoch durable at which it died, if no epoch in
+    `retained` sees it. What is retained no more later on is the sweeper's (sweep.py).
 """
 
 from __future__ import annotations
@@ -29,9 +28,11 @@ from raidfs.errors import FormatError, MemberError
 from raidfs.raid.label import Parameters
 from raidfs.raid.member import Member
 from raidfs.store.database import CACHE_BYTES, INF, needed
-from raidfs.store.inodes import Dirent, InodeRow, Inodes, Version
+from raidfs.store.inodes import Dirent, InodeRow, Version
 from raidfs.store.mirror import Mirror
-from raidfs.store.tables import Event, Leaf, Owner, Tables, ZoneRow
+from raidfs.store.snapshot_rows import SNAPSHOT_WHOLESALE
+from raidfs.store.tables import Event, Leaf, Owner, ZoneRow
+from raidfs.store.undo import Undo
 from raidfs.store.vfs import SQLiteFiles, connect
 
 __all__ = ["INF", "Dirent", "Event", "InodeRow", "Leaf", "Meta", "Owner", "Version", "ZoneRow"]
@@ -39,26 +40,26 @@ __all__ = ["INF", "Dirent", "Event", "InodeRow", "Leaf", "Meta", "Owner", "Versi
 FORMAT = 2
 ROOT_INO = 1
 
-STATE_INSERT = "INSERT INTO state VALUES (1, ?, 1, 2, 1, 1, ?, ?, ?)"
+STATE_INSERT = "INSERT INTO state VALUES (1, ?, 1, 2, 1, 1, 0, ?, ?, ?)"
 STATE_GET = (
-    "SELECT format, durable, next_ino, next_zone, inodes, hash_key, cell_bytes FROM state "
+    "SELECT format, durable, next_ino, next_zone, inodes, cells, hash_key, cell_bytes FROM state "
     "WHERE id = 1"
 )
-STATE_PUT = "UPDATE state SET durable = ?, next_ino = ?, next_zone = ?, inodes = ? WHERE id = 1"
+STATE_FORMAT = "SELECT format FROM state WHERE id = 1"
+STATE_PUT = (
+    "UPDATE state SET durable = ?, next_ino = ?, next_zone = ?, inodes = ?, cells = ? WHERE id = 1"
+)
+ZONE_LATER = "SELECT zone FROM zone WHERE zone >= ? ORDER BY zone DESC LIMIT 1"
+WHOLESALE = ".before"  # the name of the state before a wholesale change that is under way
 ROOT_INSERT = (
     "INSERT INTO inode (ino, born, died, generation, mode, uid, gid, rdev, size, nlink, parent, "
     "atime_ns, mtime_ns, ctime_ns, btime_ns, target, xattrs, cells) "
     "VALUES (1, 1, 9223372036854775807, 1, 16877, ?, ?, 0, 0, 2, 1, ?, ?, ?, ?, NULL, 0, 0)"
 )
 
-# Tables with versions, by key; the last column of each key is `born`.
-_KEYS = {
-    "inode": "ino, born",
-    "dirent": "parent, position, born",
-    "xattr": "ino, name, born",
-    "leaf": "ino, number, born",
-}
-_OWNER = {"dirent": "parent", "xattr": "ino", "inode": "ino"}  # the inode that names what to undo
+# Tables with versions but leaf: who commits drops, and a crash undoes, by these keys; the last
+# column of each is `born`.
+_KEYS = {"inode": "ino, born", "dirent": "parent, position, born", "xattr": "ino, name, born"}
 
 
 def _each_table(template: str, of: dict[str, str]) -> dict[str, str]:
@@ -80,16 +81,12 @@ DEAD = _each_table(
 DROP_ONE = _each_table("DELETE FROM TABLE WHERE (KEY) = (MARKS)", _KEYS)
 TOUCHED_BY_DEATH = "SELECT ino FROM inode WHERE died > ? AND died < 9223372036854775807"
 TOUCHED_BY_BIRTH = "SELECT ino FROM inode WHERE ino >= ?"
-UNDO_DELETE = _each_table("DELETE FROM TABLE WHERE KEY = ? AND born > ?", _OWNER)
-UNDO_REVIVE = _each_table(
-    "UPDATE TABLE SET died = 9223372036854775807 "
-    "WHERE KEY = ? AND died > ? AND died < 9223372036854775807",
-    _OWNER,
-)
+TOUCHED_WHOLESALE = "SELECT ino FROM inode WHERE born > ?"
 
 
-class Meta(Inodes, Tables):
-    """See the module. Methods are those of Inodes, Tables and Database, and these."""
+class Meta(Undo):
+    """See the module. Methods are those of the floors below it (Undo, Touched, SnapshotRows, Past,
+    Tables, Inodes, Database), and these."""
 
     def __init__(self, mirror: Mirror, *, cache_bytes: int = CACHE_BYTES) -> None:
         """Opens and recovers; blocks. FormatError, MemberError."""
@@ -103,7 +100,9 @@ class Meta(Inodes, Tables):
             raise
         super().__init__(mirror, connection)
         self._inodes = 0  # as of durable
-        self._swept: tuple[int, ...] = ()  # `retained` at the last commit
+        self._cells = 0  # as of durable
+        self._cells_more = 0  # by the epoch that is being applied
+        self.views = {}
         self._closed = False
         try:
             self._recover()
@@ -165,6 +164,9 @@ class Meta(Inodes, Tables):
             assert stamp is not None
             self._run(f"PRAGMA user_version = {(stamp[0] + 1) & 0x7FFFFFFF}")
         self._undo()
+        for row in self.snapshots():
+            self.views[row.id] = row.epoch
+        self.retained = tuple(sorted(set(self.views.values())))
         self._end()
         if not self.mirror.read_only:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -172,7 +174,7 @@ class Meta(Inodes, Tables):
         self._begin()
 
     def _load_state(self) -> None:
-        row = self._row(STATE_GET)
+        row = self._row(STATE_FORMAT)
         if row is None:
             raise FormatError("the metadata database has no state: it is not one of raidfs")
         if row[0] != FORMAT:
@@ -180,17 +182,37 @@ class Meta(Inodes, Tables):
                 f"the metadata has format {row[0]} and this raidfs knows format {FORMAT}: use the "
                 "raidfs that made it, or a newer one"
             )
-        self.durable, self.next_ino, self.next_zone, self._inodes, self._hash_key = row[1:6]
-        self.cell_bytes: int = row[6]
+        row = self._row(STATE_GET)
+        assert row is not None
+        self.durable, self.next_ino, self.next_zone, self._inodes, self._cells = row[1:6]
+        self._hash_key, self.cell_bytes = row[6:8]
+        later = self._row(ZONE_LATER, (self.next_zone,))
+        if later is not None:  # it came with a commit that made no epoch durable
+            self.next_zone = later[0] + 1
 
     def _undo(self) -> None:
-        """Back to `durable`. What to undo is named by the inodes (schema.sql, V4)."""
+        """Back to `durable`. What to undo is named by the inodes (schema.sql, V4). A wholesale
+        change may have brought back numbers of old, and changed leaves."""
         inos = {row[0] for row in self._rows(TOUCHED_BY_DEATH, (self.durable,))}
         inos |= {row[0] for row in self._rows(TOUCHED_BY_BIRTH, (self.next_ino,))}
+        if self._row(SNAPSHOT_WHOLESALE, (WHOLESALE,)) is None:
+            for ino in sorted(inos):
+                self.undo(ino, self.durable)
+            return
+        inos |= {row[0] for row in self._rows(TOUCHED_WHOLESALE, (self.durable,))}
         for ino in sorted(inos):
-            for table in _OWNER:
-                self._run(UNDO_DELETE[table], (ino, self.durable))
-                self._run(UNDO_REVIVE[table], (ino, self.durable))
+            for _ in self.undo_wholly(ino, self.durable):
+                self._relieve()
+
+    def _relieve(self) -> None:
+        """Undoing a wholesale change may take more than one transaction; stopped in between, it
+        begins anew."""
+        if self.mirror.read_only or not self.pressure:
+            return
+        self._end()
+        self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self.mirror.sync_db()
+        self._begin()
 
     # -- committing -------------------------------------------------------------------------------
 
@@ -208,32 +230,47 @@ class Meta(Inodes, Tables):
         self._end()
         self._begin()
 
+    def as_of(self, epoch: int) -> tuple[int, int, int]:
+        done = (account.inodes for each, account in self._accounts.items() if each <= epoch)
+        later = [a.first_ino for each, a in self._accounts.items() if each > epoch]
+        cells = self._cells + self._cells_more
+        return min([self.next_ino, *later]), self._inodes + sum(done), cells
+
     def _settle(self, durable: int) -> None:
         """The row of `state` as of the end of that epoch."""
-        done = [epoch for epoch in self._accounts if epoch <= durable]
-        inodes = self._inodes + sum(self._accounts[epoch].inodes for epoch in done)
-        later = [a.first_ino for epoch, a in self._accounts.items() if epoch > durable]
-        self._run(STATE_PUT, (durable, min([self.next_ino, *later]), self.next_zone, inodes))
-        self._inodes, self.durable = inodes, durable
-        for epoch in done:
+        next_ino, self._inodes, self._cells = self.as_of(durable)
+        self._cells_more = 0
+        values = (durable, next_ino, self.next_zone, self._inodes, self._cells)
+        self._run(STATE_PUT, values)
+        self.durable = durable
+        for epoch in [epoch for epoch in self._accounts if epoch <= durable]:
             del self._accounts[epoch]
         self._touched = {ino: epoch for ino, epoch in self._touched.items() if epoch > durable}
 
+    def add_cells(self, epoch: int, ino: int, cells: int) -> None:
+        super().add_cells(epoch, ino, cells)
+        self.count_cells(cells)
+
+    def count_cells(self, cells: int) -> None:
+        """Live leaves hold so many more (or fewer) as of the epoch about to be durable."""
+        self._cells_more += cells
+
     def _drop_versions(self, durable: int) -> None:
-        """Promise 6: those that died since the last time, all if `retained` lets some go."""
-        retained = tuple(sorted(self.retained))
-        let_go = bool(self._swept) and not set(self._swept) <= set(retained)
-        since = 0 if let_go else self.durable
+        """Promise 6."""
+        retained = self.retained
         for table in _KEYS:
-            if self._died.get(table, 0) <= since and not let_go:
+            if self._died.get(table, 0) <= self.durable:
                 continue  # none died since then
             if not retained:
-                self._run(DROP[table], (since, durable))
+                self._run(DROP[table], (self.durable, durable))
                 continue
-            for died, *key in self._rows(DEAD[table], (since, durable)):
+            for died, *key in self._rows(DEAD[table], (self.durable, durable)):
                 if not needed(key[-1], died, retained):
                     self._run(DROP_ONE[table], tuple(key))
-        self._swept = retained
+
+    def live_cells(self) -> int:
+        """Entries of live leaves that name cells, as of `durable`."""
+        return self._cells
 
     def count_inodes(self) -> int:
         """Live inodes now."""

@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 from .. import native
 from ..errors import Unrecoverable
+from ..leaves import ROW_SHIFT, ZONE_SHIFT
 from ..pages import LEAF_PAGES
 from ..raid.array import Array
 from ..raid.code import present
 from ..raid.rebuild import runs as ranges
-from .space import ROW_SHIFT, ZONE_SHIFT, Zone
+from .past import FIRST_VIEW, within
+from .space import Zone
 
 if TYPE_CHECKING:
     from .store import Store
@@ -32,6 +34,7 @@ U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 CACHED_PAGES_MAX = 16  # of a read that may be done on the event loop
 FILE_BYTES_MAX = 2**63 - 1
+VIEWED_MAX = 50_000  # files of snapshots of which leaves are cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.viewed: dict[int, set[int]] = {}  # inodes: view numbers whose leaves may be cached
 
     async def read(self, ino: int, offset: int, nbytes: int) -> memoryview:
         """`nbytes` bytes at `offset`; the caller has clipped the range to the size of the file."""
@@ -107,9 +111,20 @@ class Reader:
                 inline = leaf.inline
             else:
                 self.store.pages.leaf_put(ino, number, whole)
+                if ino >= FIRST_VIEW:
+                    self._note_view(ino)
             mine = numbers == np.uint64(number)
             addresses[mine] = whole[(pages[mine] & np.uint64(LEAF_PAGES - 1)).astype(np.intp)]
         return addresses, inline if pages[0] == 0 else None
+
+    def _note_view(self, ino: int) -> None:
+        """The leaf of a snapshot's file is cached: whoever moves cells must know."""
+        if len(self.viewed) > VIEWED_MAX:
+            for views in self.viewed.values():
+                for view in views:
+                    self.store.pages.leaf_forget(view)
+            self.viewed.clear()
+        self.viewed.setdefault(within(ino), set()).add(ino)
 
     async def read_pages(self, ino: int, pages: U64, shared: U64, content: U8, where: U64) -> None:
         """Fill content[where[i]] with page pages[i] (ascending) from cell shared[i], or else from
@@ -130,7 +145,12 @@ class Reader:
         cells = addresses != 0
         if not cells.any():
             return True
-        runs = self._plan(addresses[cells], where[cells])
+        return await self.read_cells(addresses[cells], where[cells], content)
+
+    async def read_cells(self, addresses: U64, where: U64, content: U8) -> bool:
+        """Fill content[where[i]] with the cell addresses[i], which a leaf names at this moment.
+        False: a zone was given up meanwhile, and what lay there lies elsewhere now."""
+        runs = self._plan(addresses, where) if len(addresses) else []
         for run in runs:
             run.zone.pins += 1
         try:

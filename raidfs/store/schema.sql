@@ -10,26 +10,30 @@
 --       highest `born`.
 --   V2. What is created and gone within one epoch leaves no row.
 --   V3. A dead row is kept while died > state.durable (a crash may bring it back) or some retained
---       epoch e (a snapshot) has born <= e < died; the first commit after that drops it.
+--       epoch e (of a snapshot with a name) has born <= e < died; the first commit after that drops it.
+--       What a condemned snapshot leaves behind, the sweeper drops by and by.
 --   V4. Rows of dirent and xattr change only after the inode row they belong to (the parent; the
 --       owner) was given a version of the same epoch. So after a crash, the inodes with a version that
 --       died later than state.durable, and those numbered from state.next_ino on, name every row that
 --       has to be undone.
---   V5. leaf, zone, column, checksum, owner, share, event and member rows change only in the
---       transaction that makes their epoch durable, and need no undo.
+--   V5. zone, column, checksum, owner, share, snapshot, hold, setting, event and member rows change
+--       only in the transaction that makes their epoch durable, and need no undo. leaf rows do, too,
+--       but for a wholesale change (a rollback, a stream received), which takes several transactions;
+--       it kills and inserts versions only, and its undo is that of V4.
 --   V6. A version that no retained epoch sees may be overwritten by the transaction that makes an epoch
 --       durable: in leaf by what the epoch made of it, in inode by what the epoch changed of the row
 --       alone. `born` then stays what it was, lower than the epoch of the change.
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
---   format      version of all that is described here, 2; any other is refused. 1 had no table share
+--   format      version of all that is described here, 2; any other is refused. 1 had no shares and no snapshots
 --   durable     every change of an epoch up to this one is in the database, and in the rows that its
 --               leaves refer to. Changes of later epochs may be there too; opening undoes them
 --   next_ino    lowest inode number that no epoch up to `durable` handed out. Never handed out twice,
 --               except for numbers of epochs that a crash took back
 --   next_zone   lowest zone number never handed out
 --   inodes      live inodes as of `durable`; stored since counting them would take a scan
+--   cells       entries of live leaves that name a cell, as of `durable`
 --   hash_key    16 random bytes, key of the hash that gives directory entries their position
 --   created_ns  when the volume was made
 --   cell_bytes  as in the labels: a check that database and labels belong together
@@ -40,6 +44,7 @@ CREATE TABLE state (
     next_ino   INTEGER NOT NULL,
     next_zone  INTEGER NOT NULL,
     inodes     INTEGER NOT NULL,
+    cells      INTEGER NOT NULL,
     hash_key   BLOB NOT NULL,
     created_ns INTEGER NOT NULL,
     cell_bytes INTEGER NOT NULL
@@ -52,7 +57,8 @@ CREATE TABLE state (
 --   size        bytes; of a symbolic link the length of its target; of a directory 0
 --   nlink       names (directories: 2 + subdirectories). 0: an orphan, still open somewhere when it
 --               lost its last name; removed at the next opening if a crash comes first
---   parent      directory that holds a directory; the root is its own; 0 for all others
+--   parent      directory that holds it; the root is its own. Of what may have several names: a
+--               directory that holds one of them, or 0, not known
 --   *_ns        nanoseconds since 1970
 --   target      of a symbolic link, bytes as given; else NULL
 --   xattrs      number of its live rows in xattr: 0 spares the look
@@ -138,8 +144,8 @@ CREATE INDEX leaf_died ON leaf (died) WHERE died < 9223372036854775807;
 --   code        "5/5", "rs:4+2/6": level and width
 --   rows        height; fixed when the zone is made
 --   fill        rows from here on were never written
---   live        entries of live leaves that refer to its data cells. A cell may have several of them
---               (copy_file_range shares cells), and each counts
+--   live        entries of leaves, live or dead, that refer to its data cells. A cell may have several
+--               of them (versions of a leaf; copy_file_range shares cells), and each counts
 CREATE TABLE zone (
     zone INTEGER PRIMARY KEY,
     code TEXT NOT NULL,
@@ -183,12 +189,49 @@ CREATE TABLE owner (
 -- Who else refers to cells of a zone. A leaf's entry for page p of inode i names a cell that the owner
 -- record gives to page p of inode i, or there is a row here: leaf `number` of inode `ino` shares a cell of
 -- the zone that was written for another page. So owner and share together name every leaf that whoever
--- empties a zone must look at. A row stays for as long as its leaf refers to any cell of the zone.
+-- empties a zone must look at. A row stays for as long as any version of its leaf refers to any cell of
+-- the zone.
 CREATE TABLE share (
     zone   INTEGER NOT NULL,
     ino    INTEGER NOT NULL,
     number INTEGER NOT NULL,
     PRIMARY KEY (zone, ino, number)
+) WITHOUT ROWID;
+
+-- Snapshots: names for epochs. A row is inserted by the commit that makes its epoch durable.
+--   id          never used twice; part of the inode numbers that programs see (inodes.py, VIEW_SHIFT)
+--   guid        16 random bytes; the same for what was sent and received, wherever it is
+--   name        1 to 255 bytes, without "/", "@" and control characters. One that begins with "." is
+--               raidfs's own and deleted at the next opening. NULL: condemned. It is retained no more,
+--               and the row goes when all that it alone had has been dropped
+--   epoch       what it holds is what is visible then. Several snapshots may hold one epoch
+--   created_ns  when it was taken
+--   next_ino    as in state, at that epoch
+--   inodes, cells   as in state, at that epoch
+CREATE TABLE snapshot (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    guid       BLOB NOT NULL,
+    name       TEXT UNIQUE,
+    epoch      INTEGER NOT NULL,
+    created_ns INTEGER NOT NULL,
+    note       TEXT NOT NULL,
+    next_ino   INTEGER NOT NULL,
+    inodes     INTEGER NOT NULL,
+    cells      INTEGER NOT NULL
+);
+
+-- Why a snapshot must not be deleted: tags that users gave.
+CREATE TABLE hold (
+    snapshot   INTEGER NOT NULL,
+    tag        TEXT NOT NULL,
+    created_ns INTEGER NOT NULL,
+    PRIMARY KEY (snapshot, tag)
+) WITHOUT ROWID;
+
+-- What belongs to the volume and not to a mount of it, by name; each value in a form of its own.
+CREATE TABLE setting (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
 ) WITHOUT ROWID;
 
 -- Errors counted per member since it joined. Members themselves are in the labels.

@@ -13,10 +13,11 @@ Promises (numbers of docs/ARCHITECTURE.md):
     flush of P pages uses at most P + k - 1 cells, and as many flushes as may still come are counted
     (`rounding_cells`).
 
-A cell may have several references, and each counts as live. One that was made in memory (a page was
-told to share the cell) is counted only when its epoch is flushed; until then the epoch *holds* the
-zone, and it stays. A flush alone would not empty it meanwhile, since what the reference was copied
-from lives until that epoch, too; whoever moves cells elsewhere must heed the hold.
+A cell may have several references, by versions of a leaf that snapshots keep and by leaves that
+share it, and each counts as live: `live` of a zone may be more than its cells. A reference that was
+made in memory (a page was told to share the cell) is counted only when its epoch is flushed; until
+then the epoch *holds* the zone, and it stays. A flush alone would not empty it meanwhile, since
+what the reference was copied from lives until that epoch, too; the cleaner could.
 
 New zones avoid lost members: first at full width, then narrower at the same level ("5" on four
 members instead of five is 3+1), so new data has full redundancy while enough members remain. Only
@@ -27,11 +28,9 @@ had room left when a member was lost.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,78 +38,26 @@ import numpy.typing as npt
 import trio
 
 from ..errors import MemberError, MemberFull, OutOfSpace
+from ..leaves import ZONE_SHIFT
 from ..raid.array import Array, ZoneMap
 from ..raid.code import Code, code_for, narrower, parse_code
 from ..raid.label import Parameters
 from ..raid.member import Member
 from ..raid.placement import choose_members, usable_zones
 from .meta import Meta
+from .reserve import Reserve
+from .zones import Rows as Rows
+from .zones import Slots
+from .zones import Usage as Usage
+from .zones import Zone as Zone
 
 Offload = Callable[..., Awaitable[Any]]
 Addresses = npt.NDArray[np.uint64]
 
-ZONE_SHIFT = 32
-ROW_SHIFT = 8
 SLACK_ROWS = 32  # room that only the privileged get: for truncates on a full volume
 METADATA_KEPT_BYTES = 16 << 20  # of a directory's filesystem, which others may fill as well
 FEW = 16  # cells that a loop is through with before numpy has begun
 FULL_S = 10.0  # a member that had no room for a column is asked again after so long
-
-
-@dataclass(slots=True, eq=False)
-class Zone:
-    """One zone in memory. `fill`: rows handed out so far; `live`: references of leaves to it."""
-
-    map: ZoneMap
-    fill: int = 0
-    live: int = 0
-    pins: int = 0  # reads under way; a pinned zone isn't erased
-    holds: int = 0  # epochs, not applied yet, in which files came to share cells of it
-    retired: int = 0  # in limbo: the epoch whose commit removed it from the metadata
-    placed: bool = False  # got rows from the flush under way, which `live` doesn't count yet
-
-    @property
-    def room_cells(self) -> int:
-        return (self.map.rows - self.fill) * self.map.code.k
-
-    @property
-    def needed(self) -> bool:
-        """Something refers to its cells, or will when an epoch has been flushed."""
-        return self.live > 0 or self.holds > 0 or self.placed
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows handed out to one burst: `pages` pages in rows [row, row + rows) of `zone`."""
-
-    zone: Zone
-    row: int
-    rows: int
-    pages: int
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """For statfs and status, in data cells of this volume's own code."""
-
-    total_cells: int
-    free_cells: int
-    live_cells: int
-    zones: int
-
-
-@dataclass(slots=True)
-class Slots:
-    """The free slots of one member: lowest first, so that a raw member fills from its start."""
-
-    total: int
-    free: list[int] = field(default_factory=list)
-
-    def take(self) -> int:
-        return heapq.heappop(self.free)
-
-    def give(self, slot: int) -> None:
-        heapq.heappush(self.free, slot)
 
 
 class Space:
@@ -141,6 +88,7 @@ class Space:
         self.reserved = 0  # credits of writers that haven't made their cells yet
         self.writers = 0  # how many those are
         self.placed = 0  # dirty cells that have rows already, until their epoch is retired
+        self.sealed_epochs = 1  # that wait for their flush, or may do so soon: one at least
         self._claims = claims
         self.wanted = trio.Event()  # a zone should be allocated ahead
         self.slots = {member: Slots(total) for member, total in slots.items()}
@@ -151,7 +99,9 @@ class Space:
         self._held: dict[int, set[int]] = {}  # by epoch: the zones that it holds
         self._full: dict[int, float] = {}  # members that couldn't make a column, and when
         self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
+        self.reserve = Reserve(self)
         self._load()
+        self.reserve.load()
 
     def _load(self) -> None:
         taken: dict[int, set[int]] = {member: set() for member in self.slots}
@@ -161,6 +111,7 @@ class Space:
                 ZoneMap(row.zone, code, row.rows, tuple((m, s) for m, s in row.columns)),
                 row.fill,
                 row.live,
+                youngest=row.zone,
             )
             self.zones[row.zone] = zone
             for member, slot in row.columns:
@@ -190,9 +141,9 @@ class Space:
 
     @property
     def rounding_cells(self) -> int:
-        """Cells that the flushes to come may leave unused, less than a row each: that of the sealed
-        epoch, that of the open one, and one for each writer, who may be last to dirty an epoch."""
-        return (self.writers + 2) * (self._k_max - 1)
+        """Cells that the flushes to come may leave unused, less than a row each: those of sealed
+        epochs, that of the open one, and one for each writer, who may be last to dirty an epoch."""
+        return (self.writers + 1 + self.sealed_epochs) * (self._k_max - 1)
 
     def _grantable(self, privileged: bool) -> int:
         """To one more writer: what is left of the room when `rounding_cells`, as they are with it,
@@ -203,7 +154,8 @@ class Space:
             room_cells += (zone.map.rows - zone.fill) * k
             k_max = k if k > k_max else k_max
         k_max = k_max or self.code.k
-        kept = (self.writers + 3) * (k_max - 1) + (0 if privileged else SLACK_ROWS * k_max)
+        flushes = self.writers + 2 + self.sealed_epochs
+        kept = flushes * (k_max - 1) + (0 if privileged else SLACK_ROWS * k_max)
         return room_cells - self.credits - kept
 
     def grantable(self) -> int:
@@ -215,6 +167,12 @@ class Space:
         """At a cut, how many promises granted in advance must be taken back (none, if negative):
         they may be kept in the epoch just opened, whose flush then leaves cells unused as well."""
         return self.credits + self.rounding_cells - self.room_cells
+
+    def allows_cut(self) -> bool:
+        """One more epoch may be sealed now although others wait for their flush: with the promises
+        granted in advance taken back, room stands for what all those flushes may leave unused."""
+        kept = self.rounding_cells + self._k_max - 1
+        return self.room_cells - self.credits + self._claims()[1] >= kept
 
     def wants_zone(self) -> bool:
         """Less than a zone's worth can be granted: time to allocate one ahead."""
@@ -265,6 +223,7 @@ class Space:
 
     def after_loss(self) -> None:
         """A member went offline: a zone beyond reading takes nothing more."""
+        self.reserve.after_loss()
         self.open = [zone for zone in self.open if self.readable(zone)]
         self._sort_open()
         empty = (zone for zone in self.zones.values() if zone.live == 0)
@@ -295,11 +254,11 @@ class Space:
 
     async def grow(self, still_wanted: Callable[[], bool], whole: bool = False) -> bool:
         """Allocate one more zone; False when no set of members has room for one. `whole`: only one
-        without missing columns will do. OutOfSpace when the metadata has no room for it."""
+        without missing columns will do. OutOfSpace when the metadata has no room for it. Where room
+        is scarce, the cleaner's spare comes first."""
         async with self._allocating:
-            if not still_wanted():
-                return True
-            while True:
+            while still_wanted():
+                keep = self.reserve.wanted()
                 choice = self._choose(whole)
                 if choice is None:
                     return False
@@ -310,13 +269,17 @@ class Space:
                 new = ZoneMap(number, code, self.rows_per_zone, columns)
                 errors = await self.offload(self.array.create_zone, new)
                 if not errors:
-                    await self._admit(new)
+                    zone = await self._admit(new)
+                    if keep:
+                        self.reserve.keep(zone)
+                        continue
                     return True
                 for member, error in errors.items():
                     self._full[member] = time.monotonic()  # passed over for a while, or for good:
                     if not isinstance(error, MemberFull):
                         self.on_failed(member, str(error))
                 self._give_slots(new)
+            return True
 
     def _give_slots(self, zone: ZoneMap) -> None:
         for member, slot in zone.columns:
@@ -324,7 +287,7 @@ class Space:
                 self.slots[member].give(slot)
         self._room_cache = (-1.0, {})
 
-    async def _admit(self, new: ZoneMap) -> None:
+    async def _admit(self, new: ZoneMap) -> Zone:
         try:
             with self.meta.atomic():
                 self.meta.insert_zone(new.zone, new.code.text, new.rows, new.columns)
@@ -333,10 +296,20 @@ class Space:
                 await self.offload(self.array.remove_zone, new)
             self._give_slots(new)
             raise
-        self.zones[new.zone] = zone = Zone(new)
+        self.zones[new.zone] = zone = Zone(new, youngest=new.zone)
         self.open.append(zone)
         self._sort_open()
         self._room_cache = (-1.0, {})
+        return zone
+
+    def release(self, zone: Zone) -> None:
+        """The cleaner keeps the zone no longer: what room it has is the writers'."""
+        zone.kept = False
+        if zone.room_cells:
+            self.open.append(zone)
+            self._sort_open()
+        if zone.live == 0:
+            self._idle.add(zone.map.zone)
 
     def _choose(self, whole: bool) -> tuple[Code, list[int]] | None:
         """Code and members of the next zone: full width, else narrower, else columns missing."""
@@ -473,7 +446,7 @@ class Space:
                 self._idle.add(number)
         for number in touched | self._idle:
             zone = self.zones[number]
-            if not zone.needed and (zone.room_cells == 0 or self._spare(zone)):
+            if not (zone.needed or zone.kept) and (zone.room_cells == 0 or self._spare(zone)):
                 self.meta.delete_zone(number)
                 zone.retired = epoch
                 self.limbo[number] = self.zones.pop(number)
@@ -482,7 +455,7 @@ class Space:
                 if zone in self.open:
                     self.open.remove(zone)
                 continue
-            if zone.live or (zone.room_cells and self.healthy(zone)):
+            if zone.live or zone.kept or (zone.room_cells and self.healthy(zone)):
                 self._idle.discard(number)
             if number in touched:
                 changed.append((zone.fill, zone.live, number))
@@ -539,9 +512,8 @@ class Space:
 
     # -- figures --------------------------------------------------------------------------------
 
-    def usage(self) -> Usage:
-        """What statfs tells: free is what could be written now by pages that need new cells."""
-        rooms = self._member_rooms()
+    def _shape(self) -> tuple[Code, list[int]]:
+        """The code that a new zone would have, and the members it would choose from."""
         online = [m for m in self.slots if self.online(m)]
         code = self.code
         if len(online) < code.width:
@@ -550,12 +522,25 @@ class Space:
                 len(online) < code.width
             ):  # zones with columns missing, on whom they would be is moot
                 online = list(self.slots)
+        return code, online
+
+    def zones_possible(self) -> int:
+        """How many zones could be allocated now."""
+        if self._choose(whole=False) is None:
+            return 0
+        rooms = self._member_rooms()
+        code, members = self._shape()
+        free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in members]
+        return usable_zones(free_slots, code)
+
+    def usage(self) -> Usage:
+        """What statfs tells: free is what pages that need new cells could be written, once the
+        cleaner has been asked to. The cleaner's spare is nobody's."""
+        code, members = self._shape()
         per_zone = self.rows_per_zone * code.k
-        total = usable_zones([self.slots[m].total for m in online], code) * per_zone
-        free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in online]
-        possible = self._choose(whole=False) is not None
-        unallocated = usable_zones(free_slots, code) * per_zone if possible else 0
-        free = max(0, unallocated + self._grantable(False) + self._claims()[1])
+        total = (usable_zones([self.slots[m].total for m in members], code) - 1) * per_zone
+        unallocated = max(0, self.zones_possible() * per_zone - self.reserve.withheld_cells)
+        free = unallocated + self._grantable(False) + self._claims()[1] + self.reserve.gains()
         # cells with several references are fewer than those: no more than were written
-        live = sum(min(zone.live, zone.fill * zone.map.code.k) for zone in self.zones.values())
-        return Usage(max(total, live), free, live, len(self.zones))
+        live = sum(self.reserve.bound(zone) for zone in self.zones.values())
+        return Usage(max(total, live), max(0, free), live, len(self.zones))

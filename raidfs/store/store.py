@@ -24,7 +24,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
@@ -34,6 +34,7 @@ from ..lane import Gate
 from ..pages import Pages, Sealed
 from ..raid.array import Array
 from ..raid.assembly import Assembly
+from .cleaner import Cleaner
 from .dirty import DirtyRoom
 from .feed import Feed
 from .flush import Flush
@@ -44,7 +45,9 @@ from .mirror import Mirror
 from .notices import Notices
 from .offload import in_thread as in_thread
 from .reader import Reader
+from .snapshots import Snapshots
 from .space import Offload, Space
+from .sweep import Sweeper
 
 log = logging.getLogger("raidfs.store")
 
@@ -52,6 +55,8 @@ CUT_INTERVAL_S = 5.0
 DIRTY_BYTES_MAX = 256 << 20
 DIRTY_CELLS_MIN = 320  # one write of 1 MiB and a bit must fit
 CHANGES_PER_LOOK = 64  # between looks at the metadata's pressure
+UNLOGGED_PAGES_MAX = 4096  # of a wholesale change: then it goes into the log
+SEALED_MAX = 16  # epochs that may wait for their flush: each keeps its pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,11 @@ class Store:
         self.dirty_room = DirtyRoom(self)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
+        self._due: dict[int, list[Callable[[int], None]]] = {}  # by epoch: see `cut_with`
+        self._touched: set[int] = set()  # zones that those changes touched
+        self.snapshots = Snapshots(self)
+        self.sweeper = Sweeper(self)
+        self.cleaner = Cleaner(self)
         self._sealed: list[Sealed] = []
         self._changed = False
         self._changes = 0
@@ -126,8 +136,11 @@ class Store:
         self._progress: trio.Event | None = None  # where somebody waits for it
         self._committed: trio.Event | None = None
         self._settling = trio.Lock()
+        self.wholesale = trio.Lock()  # held by whoever changes the present as a whole: rewrite.py
+        self._held: trio.Event | None = None  # set by `let_cut`, after `hold_cuts`
         self._stopping = False
         self._stopped: trio.Event | None = None  # set when `run` has ended
+        self._running: trio.CancelScope | None = None  # what `run` began
 
     @classmethod
     async def open(
@@ -186,6 +199,7 @@ class Store:
             if not read_only:
                 await store.settle_losses()
                 await offload(store.space.sweep)
+                store.snapshots.condemn_leftovers()
             return store
         except BaseException:
             assembly.close()
@@ -263,10 +277,67 @@ class Store:
             self.on_cut(sealed)
             self.meta.note_cut(self.epoch)
             self._sealed.append(sealed)
+            self.space.sealed_epochs = len(self._sealed)
             self._changed = False
             self.epoch += 1
             self.dirty_room.at_cut()
         return sealed.generation
+
+    async def cut_with(
+        self, change: Callable[[int], None], at_cut: Callable[[int], None] | None = None
+    ) -> int:
+        """Cut now, whatever waits for its flush; return the epoch when it is durable. `at_cut` is
+        called with it in the moment of the cut; `change` in the transaction that makes it durable,
+        when all else of the epoch is in the metadata. Zones of which `change` accounts references
+        it must `touch`. It may not fail: an exception there fails the volume."""
+        self.writable()
+        while self._held is not None or (
+            len(self._sealed) >= SEALED_MAX or (self._sealed and not self.space.allows_cut())
+        ):
+            await (self._held.wait() if self._held is not None else self.progress())
+            self.writable()
+        epoch = self.cut()
+        if at_cut is not None:
+            at_cut(epoch)
+        self._due.setdefault(epoch, []).append(change)
+        self._wanted.set()
+        await self._until_durable(epoch)
+        return epoch
+
+    async def hold_cuts(self) -> None:
+        """From here to `let_cut` the open epoch stays open, whoever wants a cut. Returns when all
+        before it is durable."""
+        assert self._held is None and self.wholesale.locked()
+        self._held = trio.Event()
+        await self._until_durable(self.epoch - 1)
+
+    def let_cut(self) -> None:
+        """Whoever calls `cut_with` in the same moment is first. No harm if cuts aren't held."""
+        if self._held is not None:
+            self._held.set()
+            self._held = None
+            self._wanted.set()
+
+    async def relieve_log(self) -> None:
+        """While cuts are held: what was changed so far goes into the log, and that into the
+        database, if it is much. A crash takes it back."""
+        self.writable()
+        assert not self._sealed
+        if self.meta.pressure or self.meta.unlogged_pages >= UNLOGGED_PAGES_MAX:
+            self.meta.commit(None)
+            await self._checkpoint()
+            self.writable()
+
+    def touch(self, zones: Iterable[int]) -> None:
+        """References to cells of these zones were accounted by a change."""
+        self._touched.update(zones)
+
+    def changes_of(self, epoch: int) -> set[int]:
+        """Make the changes that wait for the epoch; the flusher's. Returns the zones touched."""
+        for change in self._due.pop(epoch, ()):
+            change(epoch)
+        touched, self._touched = self._touched, set()
+        return touched & self.space.zones.keys()
 
     def changed(self) -> None:
         """The open epoch holds something: a cut is due within `interval_s`, or soon if the log or
@@ -291,16 +362,19 @@ class Store:
         """Return when everything told so far is durable; concurrent callers share one cut."""
         self._changed = self.dirty  # what made it dirty may be gone before the cut that is promised
         target = self.epoch if self._changed else self.epoch - 1
-        while self.durable < target:
+        await self._until_durable(target)
+        if self.failed is not None and self.dirty:
+            raise RaidfsError(f"not durable: {self.failed}")
+
+    async def _until_durable(self, epoch: int) -> None:
+        while self.durable < epoch:
             if self.failed is not None:
                 raise RaidfsError(f"not durable: {self.failed}")
-            if self.epoch == target:  # not cut yet; once it is, there is no need of another
+            if self.epoch == epoch:  # not cut yet; once it is, there is no need of another
                 self._wanted.set()
             if self._committed is None:
                 self._committed = trio.Event()
             await self._committed.wait()
-        if self.failed is not None and self.dirty:
-            raise RaidfsError(f"not durable: {self.failed}")
 
     def wake(self) -> None:
         """Ask the flusher to look soon whether there is something to flush."""
@@ -334,14 +408,20 @@ class Store:
         self._stopped = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
+                self._running = nursery.cancel_scope
                 nursery.start_soon(self._allocate_ahead)
                 nursery.start_soon(self._tick)
+                nursery.start_soon(self.sweeper.run)
+                nursery.start_soon(self.cleaner.run)
                 while not self._stopping:
                     await self._wanted.wait()
                     self._wanted = trio.Event()
                     if self.failed is None and not self.read_only:
                         await self._flush_once()
                 nursery.cancel_scope.cancel()
+        except Exception:
+            self.fail("an error inside raidfs; its log tells more")  # whoever waits shall not
+            raise
         finally:
             self._stopped.set()
 
@@ -363,7 +443,7 @@ class Store:
     async def _flush_once(self) -> None:
         try:
             await self.settle_losses()
-            if self.dirty and self.failed is None:
+            if self.dirty and self.failed is None and self._held is None:
                 self.cut()
             else:
                 self.dirty_room.idle()
@@ -392,6 +472,7 @@ class Store:
         if not await self._sync(self.mirror.sync_wal, at_once):
             return
         self._sealed.pop(0)
+        self.space.sealed_epochs = max(1, len(self._sealed))
         self.durable = sealed.generation
         self.cuts += 1
         self._step_committed()
@@ -475,6 +556,9 @@ class Store:
 
     async def close(self) -> None:
         """Close without a cut, as after a failure."""
+        if self._running is not None and self._stopped is not None:
+            self._running.cancel()  # nobody touches the metadata from here on
+            await self._stopped.wait()
         try:
             if not self.read_only and self.failed is None:
                 await self.space.erase(self.space.erasable(self.durable))

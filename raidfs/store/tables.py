@@ -75,6 +75,7 @@ ZONE_DELETE = (
     "DELETE FROM share WHERE zone = ?",
 )
 WIDTH_OF = 'SELECT "column" + 1 FROM "column" WHERE zone = ? ORDER BY "column" DESC LIMIT 1'
+CODE_OF = "SELECT code FROM zone WHERE zone = ?"
 ROWS_OF = "SELECT rows FROM zone WHERE zone = ?"
 
 CHECKSUM_GET = "SELECT crcs FROM checksum WHERE zone = ? AND slab = ?"
@@ -186,36 +187,37 @@ class Tables(Database):
 
     def put_leaf(
         self, epoch: int, ino: int, number: int, leaf: Leaf | None, *, new: bool = False
-    ) -> None:
+    ) -> bool:
         """The leaf is that from this epoch on (None, or nothing in it: no leaf). The flusher's.
-        `new`: there is none yet, as the caller knows."""
+        `new`: there is none yet, as the caller knows. True if the one before is kept: a retained
+        epoch sees it."""
         cells = encode_cells(leaf.addresses) if leaf is not None else None
         inline = leaf.inline if leaf is not None else None
         assert inline is None or (number == 0 and len(inline) <= INLINE_BYTES_MAX)
         self._spend(len(cells or b"") + len(inline or b""))
-        if self.retained and not new:
-            new = self._retain_leaf(epoch, ino, number)
+        kept = bool(self.retained) and not new and self._retain_leaf(epoch, ino, number)
+        new = new or kept
         if cells is None and inline is None:
             if not new:
                 self._run(LEAF_DELETE, (ino, number))
-            return
+            return kept
         if not new:
             self._run(LEAF_UPDATE, (cells, inline, ino, number))
             if self._changes():
-                return
+                return kept
         self._run(LEAF_INSERT, (ino, number, epoch, cells, inline))
+        return kept
 
     def _retain_leaf(self, epoch: int, ino: int, number: int) -> bool:
-        """End the live version, if a retained epoch sees it. True if no version lives now."""
+        """End the live version, if there is one and a retained epoch sees it."""
         row = self._row(LEAF_BORN, (ino, number))
         if row is None:
-            return True
+            return False
         assert row[0] <= epoch
         if not needed(row[0], epoch, self.retained):
             return False
         self._spend()
         self._run(LEAF_KILL, (epoch, ino, number, row[0]))
-        self._died["leaf"] = epoch
         return True
 
     # -- zones ------------------------------------------------------------------------------------
@@ -264,6 +266,12 @@ class Tables(Database):
         self.shared_zones.discard(zone)
 
     # -- checksums and owners ---------------------------------------------------------------------
+
+    def code_of(self, zone: int) -> str:
+        """As the table has it: level and width."""
+        row = self._row(CODE_OF, (zone,))
+        assert row is not None, f"no zone {zone}"
+        return str(row[0])
 
     def _width(self, zone: int) -> int:
         width = self._widths.get(zone)

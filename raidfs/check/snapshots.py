@@ -1,0 +1,98 @@
+"""The table of snapshots, what holds them, and the figures that are told of them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from ..errors import UsageError
+from ..store.meta import Meta
+from ..store.past import SNAPSHOT_ID_MAX
+from ..store.snapshots import check_name
+from .leaves import Leaves
+from .ledger import Views
+from .report import Held, Report
+from .tree import Tree
+from .versions import Versions
+from .zones import Zones
+
+GUID_BYTES = 16
+
+
+class Snapshots:
+    """Those of one volume; `views`: what they and the present show."""
+
+    def __init__(self, meta: Meta, report: Report) -> None:
+        self.meta = meta
+        self.report = report
+        self.rows = meta.snapshots()
+        self.condemned = meta.condemned()
+        self.retained = tuple(sorted({row.epoch for row in self.rows}))
+        self.views = Views({row.epoch: row.name for row in self.rows})
+
+    def versions(self) -> Versions:
+        """To look at the versions of one more table."""
+        condemned = [epoch for _, epoch in self.condemned]
+        return Versions(self.meta, self.retained, condemned, self.report)
+
+    def table(self) -> None:
+        """Names, numbers, holds."""
+        self.report.count("snapshots", len(self.rows))
+        self.report.count("condemned snapshots", len(self.condemned))
+        known = [(row.id, row.epoch, row.name) for row in self.rows]
+        known += [(*row, "that was deleted") for row in self.condemned]
+        for number, epoch, name in known:
+            if not 0 < number <= SNAPSHOT_ID_MAX:
+                self.report.add("snapshot.number", f"snapshot {name} has number {number}")
+            if not 0 < epoch <= self.meta.durable:
+                text = f"snapshot {name} is of epoch {epoch}, durable is {self.meta.durable}"
+                self.report.add("snapshot.epoch", text)
+        for row in self.rows:
+            try:
+                if not row.internal:
+                    check_name(row.name)
+            except UsageError as error:
+                self.report.add("snapshot.name", str(error))
+            if len(row.guid) != GUID_BYTES:
+                text = f"snapshot {row.name} has an identity of {len(row.guid)} bytes"
+                self.report.add("snapshot.guid", text)
+        self._holds()
+
+    def _holds(self) -> None:
+        """A hold is of a snapshot that has a name, and can be named to be released."""
+        ids = {row.id for row in self.rows}
+        for number, tag in self.meta.all_holds():
+            self.report.count("holds")
+            if number not in ids:
+                text = f"{tag!r} holds snapshot {number}, which isn't there"
+                self.report.add("hold.dangling", text)
+            try:
+                check_name(tag, "hold")
+            except UsageError as error:
+                self.report.add("hold.tag", str(error))
+
+    # -- figures ----------------------------------------------------------------------------------
+
+    def figures(self, tree: Tree, leaves: Leaves, zones: Zones) -> None:
+        """What the rows of `snapshot` and `state` say, against what was counted."""
+        inodes, cells = self.views.sums(tree.inodes), self.views.sums(leaves.cells)
+        alone = zones.alone()
+        if self.meta.live_cells() != cells[-1]:
+            text = f"live leaves have {cells[-1]} cells, not {self.meta.live_cells()}"
+            self.report.add("state.cells", text)
+        several = {a.epoch for a, b in pairwise(self.rows) if a.epoch == b.epoch}
+        for row in self.rows:
+            view = self.views.epochs.index(row.epoch)
+            counted = {"inodes": inodes[view], "cells": cells[view]}
+            for what, number in counted.items():
+                said = getattr(row, what)
+                if said != number:
+                    text = f"snapshot {row.name} has {number} {what}, not {said}"
+                    self.report.add("snapshot.count", text)
+            if row.next_ino > self.meta.next_ino or tree.highest[view] >= row.next_ino:
+                text = (
+                    f"snapshot {row.name}: numbers below {row.next_ino} were handed out, it has "
+                    f"inode {tree.highest[view]}, and the present {self.meta.next_ino}"
+                )
+                self.report.add("snapshot.next_ino", text)
+            held = 0 if row.epoch in several else alone[view]
+            self.report.snapshots[row.name] = Held(inodes[view], cells[view], held)
