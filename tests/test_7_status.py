@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from raidfs.cli.status import status_lines
-from raidfs.daemon.status import EXIT_CODES, Condition, Usage, describe
+from raidfs.daemon.status import EXIT_CODES, CleanerStatus, Condition, Usage, describe
 from raidfs.raid.label import Label, MemberEntry, Parameters
 
 USAGE = Usage(total_bytes=1000 << 20, used_bytes=1 << 20, free_bytes=999 << 20, files=3, epoch=9)
@@ -64,3 +64,20 @@ def test_json_has_a_version_and_plain_integers():
     document = msgspec.to_builtins(describe(CASES["healthy"][0]))
     assert document["version"] == 1 and document["state"] == "ONLINE"
     assert document["total_bytes"] == 1000 << 20 and document["members"][0]["bytes"] == 1 << 30
+
+
+def test_the_cleaner_says_what_it_is_at_and_what_waits_for_it():
+    def text(**fields):
+        told = {"zone": 0, "left_bytes": 0, "zones_emptied": 4, "moved_bytes": 3 << 20}
+        cleaner = CleanerStatus(**{**told, "gain_bytes": 9 << 20, "waiting": False, **fields})
+        condition = Condition(label(), {}, {}, USAGE, mountpoint="/mnt", cleaner=cleaner)
+        status = describe(condition)
+        assert msgspec.json.decode(msgspec.json.encode(status))["cleaner"]["zones_emptied"] == 4
+        return " ".join("\n".join(status_lines(status)).split())
+
+    assert "cleaner: idle; 4 zones emptied by moving 3.0 MiB; 9.0 MiB of what is free" in text()
+    busy = text(zone=17, left_bytes=1 << 20)
+    assert "emptying zone 17, 1.0 MiB left to move; 4" in busy
+    assert "writers wait for room" in text(zone=17, waiting=True)
+    assert "stopped after an error; unmount and mount" in text(broken="an error")
+    assert "cleaner" not in "".join(status_lines(describe(Condition(label(), {}, {}, USAGE))))

@@ -20,6 +20,7 @@ from raidfs.daemon.control import ControlClient, StatisticsRequest
 from raidfs.daemon.status import (
     EXIT_CODES,
     EXIT_UNKNOWN,
+    CleanerStatus,
     Condition,
     LaneStatus,
     MemberStatus,
@@ -122,6 +123,20 @@ def _lane_text(lane: LaneStatus | None) -> str:
     )
 
 
+def _cleaner_text(cleaner: CleanerStatus) -> str:
+    done = (
+        f"{cleaner.zones_emptied} zones emptied by moving {size_text(cleaner.moved_bytes)}; "
+        f"{size_text(cleaner.gain_bytes)} of what is free wait for it"
+    )
+    if cleaner.broken:
+        return f"stopped after {cleaner.broken}; unmount and mount to start it again; {done}"
+    if not cleaner.zone:
+        return f"idle; {done}"
+    waited = ", and writers wait for room" if cleaner.waiting else ""
+    left = f"{size_text(cleaner.left_bytes)} left to move"
+    return f"emptying zone {cleaner.zone}, {left}{waited}; {done}"
+
+
 def status_lines(status: VolumeStatus) -> list[str]:
     """The whole report, line by line."""
     state = status.state + (" (READ-ONLY)" if status.read_only else "")
@@ -146,6 +161,8 @@ def status_lines(status: VolumeStatus) -> list[str]:
     lines.append(_line("mounted", where))
     if status.mountpoint:
         lines.append(_line("lane", _lane_text(status.lane)))
+    if status.cleaner is not None:
+        lines.append(_line("cleaner", _cleaner_text(status.cleaner)))
     lines.append(_line("policy", status.consistency))
     rows: list[tuple[object, ...]] = [("NAME", "STATE", "READ", "WRITE", "CKSUM", "")]
     counters = [(m.read_errors, m.write_errors, m.checksum_errors) for m in status.members]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from raidfs.daemon.control import MemberFailRequest
-from raidfs.daemon.status import Condition, LaneStatus, Usage
+from raidfs.daemon.status import CleanerStatus, Condition, LaneStatus, Usage
 from raidfs.errors import UsageError
 from raidfs.store.store import Store
 
@@ -44,6 +44,20 @@ def store_condition(
         mountpoint=mountpoint,
         pid=os.getpid() if mountpoint else None,
         lane=lane,
+        cleaner=_cleaner(store) if mountpoint is not None and not store.read_only else None,
+    )
+
+
+def _cleaner(store: Store) -> CleanerStatus:
+    it, size = store.cleaner.statistics(), store.cell_bytes
+    return CleanerStatus(
+        zone=it.zone,
+        left_bytes=it.left_cells * size,
+        zones_emptied=it.zones_emptied,
+        moved_bytes=it.cells_moved * size,
+        gain_bytes=it.gain_cells * size,
+        waiting=it.waiting,
+        broken=it.broken or "",
     )
 
 

@@ -50,6 +50,20 @@ class LaneStatus(msgspec.Struct, frozen=True):
     forwarded: dict[str, int]
 
 
+class CleanerStatus(msgspec.Struct, frozen=True):
+    """What makes free zones of half-empty ones, since the mount. `zone`: the one that it is at,
+    with `left_bytes` to move; 0: it idles. `gain_bytes`: free only once it has worked; part of
+    `free_bytes`."""
+
+    zone: int
+    left_bytes: int
+    zones_emptied: int
+    moved_bytes: int
+    gain_bytes: int
+    waiting: bool
+    broken: str = ""
+
+
 class VolumeStatus(msgspec.Struct, frozen=True):
     """All that `raidfs-ctl status` tells. Bytes are what files may use, parity not counted."""
 
@@ -75,6 +89,7 @@ class VolumeStatus(msgspec.Struct, frozen=True):
     members: list[MemberStatus]
     errors: str
     lane: LaneStatus | None = None
+    cleaner: CleanerStatus | None = None
     version: int = 1
 
 
@@ -102,6 +117,7 @@ class Condition:
     mountpoint: str | None = None
     pid: int | None = None
     lane: LaneStatus | None = None
+    cleaner: CleanerStatus | None = None
 
 
 def _count(number: int, word: str) -> str:
@@ -202,4 +218,5 @@ def describe(condition: Condition) -> VolumeStatus:
         members=_members(condition),
         errors=condition.failed or ("No known data errors" if state != "FAILED" else "Unknown"),
         lane=condition.lane,
+        cleaner=condition.cleaner,
     )
