@@ -12,7 +12,8 @@
  *     the unreferenced, exactly once.
  *  4. Entries never take more than nbytes_max (plus one while it is being added); the least
  *     recently used go first. When a name of a complete directory goes, so does completeness.
- *  5. Each call is O(1), but for forgetting a directory (its names).
+ *  5. Each call is O(1), but for forgetting a directory (its names) and the two that look at all:
+ *     rf_known_forget_between, a bounded number of steps at a time, and rf_known_referenced.
  */
 #include <errno.h>
 #include <string.h>
@@ -193,6 +194,15 @@ void rf_known_directory_forget(struct rf_known *known, uint64_t ino)
     pthread_mutex_unlock(&known->mutex);
 }
 
+uint64_t rf_known_forget_between(struct rf_known *known, uint64_t first, uint64_t last, uint64_t at)
+{
+    enum { BUCKETS_AT_ONCE = 16384 };
+    pthread_mutex_lock(&known->mutex);
+    uint64_t next = entries_forget_between(&known->entries, first, last, at, BUCKETS_AT_ONCE);
+    pthread_mutex_unlock(&known->mutex);
+    return next;
+}
+
 /* ---- looking up ---- */
 
 static int lookup(struct rf_known *known, uint64_t parent, const uint8_t *name, uint32_t nbytes,
@@ -277,6 +287,14 @@ uint64_t rf_known_release(struct rf_known *known, uint64_t ino, uint64_t count)
     uint64_t left = references_take(&known->references, ino, count);
     pthread_mutex_unlock(&known->mutex);
     return left;
+}
+
+uint64_t rf_known_referenced(struct rf_known *known, uint64_t *inos, uint64_t room)
+{
+    pthread_mutex_lock(&known->mutex);
+    uint64_t count = references_all(&known->references, inos, room);
+    pthread_mutex_unlock(&known->mutex);
+    return count;
 }
 
 int64_t rf_known_watch(struct rf_known *known, uint64_t ino)

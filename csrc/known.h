@@ -65,6 +65,10 @@ void rf_known_name_removed(struct rf_known *known, uint64_t parent, const uint8_
 int rf_known_directory_put(struct rf_known *known, uint64_t ino, uint64_t names);
 /* With all its names. */
 void rf_known_directory_forget(struct rf_known *known, uint64_t ino);
+/* Attributes of the inodes first..last and the names in them, in steps that keep nobody waiting for
+ * long: begin with `at` 0, go on with what is returned, until that is 0. */
+uint64_t rf_known_forget_between(struct rf_known *known, uint64_t first, uint64_t last,
+                                 uint64_t at);
 
 /* 1: found, *out filled and one reference counted, in one step; 0: known not to exist; -ENOENT:
  * not known, ask Python (always so for ".", ".." and what can't be a name); -ENOMEM. */
@@ -83,6 +87,8 @@ uint64_t rf_known_references(struct rf_known *known, uint64_t ino);
 /* At most all are released; returns what is left. If that is 0 and the inode is watched, it is no
  * longer watched, and among the unreferenced. */
 uint64_t rf_known_release(struct rf_known *known, uint64_t ino, uint64_t count);
+/* All inodes with references, in no order, as far as there is room; how many there are. */
+uint64_t rf_known_referenced(struct rf_known *known, uint64_t *inos, uint64_t room);
 /* Watch an inode without names; returns its references: if 0 it is not watched (the caller knows
  * now), or -ENOMEM. */
 int64_t rf_known_watch(struct rf_known *known, uint64_t ino);

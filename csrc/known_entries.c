@@ -282,6 +282,37 @@ void directory_drop(struct entry_table *table, struct known_directory *directory
     directory_free(table, directory);
 }
 
+/* ---- many ---- */
+
+/* The first of a bucket that is, or is a directory of, one of the inodes. */
+static struct entry *find_between(const struct entry_table *table, uint64_t bucket, uint64_t first,
+                                  uint64_t last)
+{
+    struct entry *entry = table->buckets[bucket];
+    for (; entry; entry = entry->next) {
+        uint64_t ino = 0;
+        if (entry->kind == KIND_INODE)
+            ino = ((struct known_inode *)entry)->inode.ino;
+        else if (entry->kind == KIND_DIRECTORY)
+            ino = ((struct known_directory *)entry)->ino;
+        if (entry->kind != KIND_NAME && ino >= first && ino <= last)
+            break;
+    }
+    return entry;
+}
+
+uint64_t entries_forget_between(struct entry_table *table, uint64_t first, uint64_t last,
+                                uint64_t at, uint64_t buckets)
+{
+    for (; buckets > 0 && at <= table->mask; at++, buckets--)
+        for (struct entry *entry; (entry = find_between(table, at, first, last));)
+            if (entry->kind == KIND_INODE)
+                inode_drop(table, (struct known_inode *)entry);
+            else
+                directory_drop(table, (struct known_directory *)entry);
+    return at <= table->mask ? at : 0;
+}
+
 /* ---- the bound ---- */
 
 void entries_trim(struct entry_table *table)

@@ -116,6 +116,10 @@ void inode_drop(struct entry_table *table, struct known_inode *inode);
 void name_drop(struct entry_table *table, struct known_name *name);
 /* With all its names. */
 void directory_drop(struct entry_table *table, struct known_directory *directory);
+/* Of inodes first..last, in `buckets` buckets from `at` on: what is known of them, as directories,
+ * too. Where to go on, or 0. */
+uint64_t entries_forget_between(struct entry_table *table, uint64_t first, uint64_t last,
+                                uint64_t at, uint64_t buckets);
 void entry_touch(struct entry_table *table, struct entry *entry);
 /* Makes the entries fit their room again. Whatever was found before may be gone. */
 void entries_trim(struct entry_table *table);
@@ -126,6 +130,8 @@ void references_end(struct reference_table *table);
 int references_add(struct reference_table *table, uint64_t ino, uint64_t count);
 uint64_t references_count(const struct reference_table *table, uint64_t ino);
 uint64_t references_take(struct reference_table *table, uint64_t ino, uint64_t count);
+/* As far as there is room; how many there are. */
+uint64_t references_all(const struct reference_table *table, uint64_t *inos, uint64_t room);
 int64_t references_watch(struct reference_table *table, uint64_t ino);
 uint32_t references_unreferenced(struct reference_table *table, uint64_t *inos, uint32_t room);
 uint64_t references_nbytes(const struct reference_table *table);

@@ -179,6 +179,17 @@ uint64_t references_count(const struct reference_table *table, uint64_t ino)
     return chunk ? count_of(chunk, ino) : 0;
 }
 
+uint64_t references_all(const struct reference_table *table, uint64_t *inos, uint64_t room)
+{
+    uint64_t found = 0;
+    for (uint64_t bucket = 0; bucket <= table->mask && found < room; bucket++)
+        for (const struct chunk *chunk = table->buckets[bucket]; chunk; chunk = chunk->next)
+            for (uint64_t i = 0; i < CHUNK_INODES && found < room; i++)
+                if (count_of(chunk, i) > 0)
+                    inos[found++] = chunk->number * CHUNK_INODES + i;
+    return table->inodes;
+}
+
 uint64_t references_take(struct reference_table *table, uint64_t ino, uint64_t count)
 {
     struct chunk *chunk = *chunk_place(table, ino / CHUNK_INODES);

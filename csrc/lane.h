@@ -49,6 +49,7 @@ struct rf_lane_setup {
     uint64_t init_add;      /* flags of the answer to INIT, flags2 above flags: set, if offered */
     uint64_t init_remove;   /* taken away */
     uint64_t cache_ns;      /* for how long the kernel may keep names and attributes */
+    uint64_t fleeting_ino;  /* but not the attributes of this inode, nor the names in it; 0: none */
     uint64_t carry;         /* bit per opcode: carried, where it isn't served */
     uint32_t serve;         /* RF_LANE_... */
     uint32_t ask_cells;     /* rf_lane_wants says so each time this many credits were spent */

@@ -4,6 +4,7 @@
  *     only Python can answer.
  *  2. A name found counts one reference, unless the kernel didn't take the answer.
  *  3. Extended attributes are answered for only where there are none: ENODATA and an empty list.
+ *  4. What the setup calls fleeting, the kernel is told to ask for each time.
  */
 #include <errno.h>
 #include <string.h>
@@ -64,14 +65,22 @@ static bool fill_attributes(struct rf_lane *lane, const struct rf_inode *inode,
     return true;
 }
 
+/* For how long the kernel may keep an inode's attributes, or a directory's names. */
+static void set_valid(const struct rf_lane *lane, uint64_t ino, uint64_t *seconds,
+                      uint32_t *nanoseconds)
+{
+    uint64_t cache_ns = ino == lane->setup.fleeting_ino ? 0 : lane->setup.cache_ns;
+    *seconds = cache_ns / (uint64_t)SECOND_NS;
+    *nanoseconds = (uint32_t)(cache_ns % (uint64_t)SECOND_NS);
+}
+
 enum outcome serve_getattr(struct worker *worker)
 {
     struct rf_lane *lane = worker->lane;
     const struct fuse_in_header *in = header_of(worker->request.head);
     struct rf_inode inode;
-    struct fuse_attr_out out = {.attr_valid = lane->setup.cache_ns / (uint64_t)SECOND_NS,
-                                .attr_valid_nsec =
-                                    (uint32_t)(lane->setup.cache_ns % (uint64_t)SECOND_NS)};
+    struct fuse_attr_out out = {0};
+    set_valid(lane, in->nodeid, &out.attr_valid, &out.attr_valid_nsec);
     rf_gate_enter(lane->setup.gate);
     bool found = rf_known_getattr(lane->setup.known, in->nodeid, &inode) == 1 &&
                  fill_attributes(lane, &inode, &out.attr);
@@ -102,15 +111,13 @@ static int look_up(struct rf_lane *lane, uint64_t parent, const uint8_t *name, u
                    struct fuse_entry_out *out)
 {
     struct rf_inode inode;
-    out->entry_valid = lane->setup.cache_ns / (uint64_t)SECOND_NS;
-    out->entry_valid_nsec = (uint32_t)(lane->setup.cache_ns % (uint64_t)SECOND_NS);
+    set_valid(lane, parent, &out->entry_valid, &out->entry_valid_nsec);
     int found = rf_known_lookup(lane->setup.known, parent, name, nbytes, &inode);
     if (found <= 0)
         return found == 0;
     out->nodeid = inode.ino;
     out->generation = inode.generation;
-    out->attr_valid = out->entry_valid;
-    out->attr_valid_nsec = out->entry_valid_nsec;
+    set_valid(lane, inode.ino, &out->attr_valid, &out->attr_valid_nsec);
     if (fill_attributes(lane, &inode, &out->attr))
         return 1;
     rf_known_release(lane->setup.known, inode.ino, 1);

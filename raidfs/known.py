@@ -144,6 +144,12 @@ class Known:
         """And all names in it."""
         lib.rf_known_directory_forget(self._known, ino)
 
+    def forget_between(self, first: int, last: int) -> None:
+        """Attributes of inodes first..last and the names in them. Looks at all there is."""
+        at = lib.rf_known_forget_between(self._known, first, last, 0)
+        while at:
+            at = lib.rf_known_forget_between(self._known, first, last, at)
+
     def lookup(self, parent: int, name: bytes) -> KnownInode | int | None:
         """As C does it: an inode, to which one more reference is counted; 0, the name doesn't
         exist; or None, not known."""
@@ -164,6 +170,16 @@ class Known:
     def references(self, ino: int) -> int:
         count: int = lib.rf_known_references(self._known, ino)
         return count
+
+    def referenced(self) -> list[int]:
+        """All inodes that the kernel refers to, in no order."""
+        room = self.statistics().referenced
+        while True:
+            inos = ffi.new("uint64_t[]", room + _AT_ONCE)
+            count = lib.rf_known_referenced(self._known, inos, room + _AT_ONCE)
+            if count <= room + _AT_ONCE:
+                return list(ffi.unpack(inos, count)) if count else []
+            room = count
 
     def release(self, ino: int, count: int = 1) -> int:
         """Take back `count` references, at most all; returns what is left."""

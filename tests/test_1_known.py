@@ -119,6 +119,13 @@ class Model:
             del self.entries[key]
         self.entries.pop(("directory", ino), None)
 
+    def forget_between(self, first, last):
+        for key in list(self.entries):
+            if key[0] == "directory" and first <= key[1] <= last:
+                self.forget_directory(key[1])
+            elif key[0] == "inode" and first <= key[1] <= last:
+                del self.entries[key]
+
     def lookup(self, parent, name):
         found = self.entries.get(("name", parent, name))
         self.use(("name", parent, name))
@@ -212,6 +219,11 @@ class KnownMachine(RuleBasedStateMachine):
         self.known.forget_directory(ino)
         self.model.forget_directory(ino)
 
+    @rule(ends=st.tuples(INOS, INOS))
+    def forget_between(self, ends):
+        self.known.forget_between(min(ends), max(ends))
+        self.model.forget_between(min(ends), max(ends))
+
     @rule(parent=PARENTS, name=NAMES)
     def lookup(self, parent, name):
         assert self.known.lookup(parent, name) == self.model.lookup(parent, name)
@@ -253,6 +265,7 @@ class KnownMachine(RuleBasedStateMachine):
         counts = {ino: count for ino, count in model.references.items() if count}
         assert statistics.referenced == len(counts)
         assert all(self.known.references(ino) == count for ino, count in counts.items())
+        assert sorted(self.known.referenced()) == sorted(counts)
         assert statistics.watched == len(model.watched)
 
 
@@ -278,6 +291,24 @@ def test_against_a_model_for_longer():
 
 
 # ---- what a model of the calls does not show ----
+
+
+def test_many_are_forgotten_in_steps_and_listed_whole():
+    known = Known()
+    for view in range(3):
+        for ino in range(1, 5001):
+            told = (view << 40 | ino, *fields_of(20)[1:])
+            known.tell(told, view << 40 | 1, b"%d" % ino, 1)
+    known.forget_between(1 << 40, (2 << 40) - 1)
+    statistics = known.statistics()
+    assert (statistics.inodes, statistics.names, statistics.directories) == (10000, 10000, 2)
+    assert known.getattr(1 << 40 | 77) is None and known.lookup(1 << 40 | 1, b"77") is None
+    assert known.getattr(2 << 40 | 77) is not None and known.lookup(1, b"77").ino == 77
+    expected = {view << 40 | ino for view in range(3) for ino in range(1, 5001)}
+    found = known.referenced()
+    assert len(found) == len(expected) and set(found) == expected
+    known.forget_between(0, 2**64 - 1)
+    assert known.statistics().nbytes == 0 and len(known.referenced()) == 15000
 
 
 def test_a_directory_is_complete_until_it_loses_a_name():

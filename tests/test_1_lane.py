@@ -683,6 +683,32 @@ def test_getattr_tells_what_python_told(bench):
     assert bench.forwarded()[0][1] == GETATTR
 
 
+FLEETING = 1 << 62
+
+
+def test_of_what_is_fleeting_the_kernel_keeps_nothing():
+    """Neither the attributes of that inode nor where the names in it lead; others as ever."""
+    with Bench(fleeting_ino=FLEETING) as bench:
+        tell(bench, FLEETING, stat.S_IFDIR | 0o555, 1, b".snapshots")
+        tell(bench, 1 << 40 | 1, stat.S_IFDIR | 0o755, FLEETING, b"name")
+        valid = struct.Struct("=QQQQII")
+        kept, nothing = (300, 500_000_000), (0, 0)
+        for parent, name, names, attributes in (
+            (1, b".snapshots\0", kept, nothing),
+            (FLEETING, b"name\0", nothing, kept),
+        ):
+            error, body = bench.call(LOOKUP, name, ino=parent)
+            told = valid.unpack_from(body)
+            assert error == 0
+            assert ((told[2], told[4]), (told[3], told[5])) == (names, attributes)
+        bench.known.put_name(FLEETING, b"missing", 0)
+        error, body = bench.call(LOOKUP, b"missing\0", ino=FLEETING)
+        assert error == 0 and valid.unpack_from(body) == (0,) * 6
+        for ino, expected in ((FLEETING, nothing), (1 << 40 | 1, kept)):
+            error, body = bench.call(GETATTR, bytes(16), ino=ino)
+            assert error == 0 and struct.unpack_from("=QI", body) == expected
+
+
 def test_size_and_times_of_resident_files_come_from_pages(bench):
     tell(bench, FILE, stat.S_IFREG | 0o644, size=1, cells=3, resident=1)
     bench.pages.set_times(FILE, 7, 8, 9)

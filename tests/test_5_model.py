@@ -32,6 +32,7 @@ from raidfs.errors import RaidfsError
 from raidfs.fs.attributes import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Changes
 from raidfs.fs.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from raidfs.fs.volume import Volume
+from raidfs.store.past import as_view
 
 PAGE = 4096
 WHOLE_BYTES_MAX = 100_000  # files up to this size are compared whole, others around their pages
@@ -100,6 +101,10 @@ class Model:
         for thing in self.things:
             thing.opens = thing.refs = 0
         self.sweep()
+
+    def named(self):
+        """All that have a name."""
+        return [thing for thing in self.things if thing.nlink]
 
     def sweep(self):
         self.things = [thing for thing in self.things if not thing.gone]
@@ -227,36 +232,38 @@ class Model:
         del thing.xattrs[name]
 
 
-async def compare(volume, thing):
-    """Assert that the volume shows what the model says of a thing and all beneath it."""
-    got = volume.getattr(thing.ino)
+async def compare(volume, thing, view=0):
+    """Assert that the volume shows what the model says of a thing and all beneath it. `view`: the
+    id of the snapshot in which it is to be seen."""
+    ino = as_view(view, thing.ino)
+    got = volume.getattr(ino)
     expected = (thing.kind | thing.mode, thing.nlink)
     assert (got.mode, got.nlink) == expected, thing.ino
-    names = volume.listxattr(thing.ino, ROOT)
-    assert {name: volume.getxattr(thing.ino, name) for name in names} == thing.xattrs
+    names = volume.listxattr(ino, ROOT)
+    assert {name: volume.getxattr(ino, name) for name in names} == thing.xattrs
     if thing.kind == stat.S_IFLNK:
-        assert volume.readlink(thing.ino) == thing.target
+        assert volume.readlink(ino) == thing.target
     if thing.kind == stat.S_IFREG:
-        await compare_content(volume, thing, got.size)
+        await compare_content(volume, thing, ino, got.size)
     if thing.is_directory:
-        entries = volume.readdir(thing.ino, 0, 1000)
+        entries = volume.readdir(ino, 0, 1000)
         assert [entry.name for entry in entries[:2]] == [b".", b".."]
-        assert entries[1].ino == thing.parent.ino
+        assert entries[1].ino == as_view(view, thing.parent.ino) or (view and thing.ino == 1)
         found = {entry.name: (entry.ino, entry.kind) for entry in entries[2:]}
         assert len(found) == len(entries) - 2
-        assert found == {n: (t.ino, t.kind) for n, t in thing.children.items()}
+        assert found == {n: (as_view(view, t.ino), t.kind) for n, t in thing.children.items()}
         for child in thing.children.values():
-            await compare(volume, child)
+            await compare(volume, child, view)
 
 
-async def compare_content(volume, thing, size):
+async def compare_content(volume, thing, ino, size):
     assert size == thing.size
     if size <= WHOLE_BYTES_MAX:
-        assert bytes(await volume.read(thing.ino, 0, size)) == thing.read(0, size)
+        assert bytes(await volume.read(ino, 0, size)) == thing.read(0, size)
         return
     starts = [max(0, index * PAGE - 100) for index in thing.pages]
     for start in [0, size - 1, *starts]:
-        got = bytes(await volume.read(thing.ino, start, 2 * PAGE))
+        got = bytes(await volume.read(ino, start, 2 * PAGE))
         assert got == thing.read(start, 2 * PAGE), (thing.ino, start)
 
 
@@ -342,6 +349,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.model = Model()
         self.cuts = [copy.deepcopy(self.model)]  # what a crash may bring back, oldest first
+        self.kept = {}  # name of a snapshot -> the model as it was
         try:
             self.paths = make_members(self.directory)
             self.mount = Mount(self.paths, self.clock)
@@ -612,9 +620,41 @@ class VolumeMachine(RuleBasedStateMachine):
         """A cut whose flush goes on meanwhile, and may or may not be durable when a crash comes."""
         self.mount.call(self.mount.cut)
 
+    @rule(name=st.sampled_from(["one", "two", "three"]))
+    def take_or_delete_snapshot(self, name):
+        """Durable on return, either way."""
+        snapshots = self.volume.store.snapshots
+        if name in self.kept:
+            del self.kept[name]
+            self.mount.call(snapshots.delete, [name])
+        else:
+            self.mount.call(snapshots.create, name)
+            self.kept[name] = copy.deepcopy(self.model)
+        self.cuts = [copy.deepcopy(self.model)]
+
+    @rule(name=ANY, thing=ANY, other=ANY)
+    def copy_out_of_a_snapshot(self, name, thing, other):
+        """A piece of a file as it was comes into one of the present."""
+        if not self.kept:
+            return
+        name = sorted(self.kept)[name % len(self.kept)]
+        then = [t for t in self.kept[name].named() if t.kind == stat.S_IFREG and t.size]
+        other = self.pick(other, stat.S_IFREG)
+        if not then or other.kind != stat.S_IFREG:
+            return
+        one = then[thing % len(then)]
+        ino = as_view(self.volume.store.snapshots.find(name).id, one.ino)
+        got = self.mount.call(self.volume.copy_range, ino, 0, other.ino, 0, 3 * PAGE)
+        assert 0 < got <= min(one.size, 3 * PAGE)
+        other.write(0, one.read(0, got))
+
     @rule()
     def compare_all(self):
         self.mount.call(compare, self.volume, self.model.root)
+        snapshots = self.volume.store.snapshots
+        assert {row.name for row in snapshots.all()} == set(self.kept)
+        for name, model in self.kept.items():
+            self.mount.call(compare, self.volume, model.root, snapshots.find(name).id)
 
     @rule()
     def remount(self):
@@ -622,7 +662,7 @@ class VolumeMachine(RuleBasedStateMachine):
         mount.close()
         self.model.forget_kernel()
         self.mount = Mount(self.paths, self.clock)
-        self.mount.call(compare, self.volume, self.model.root)
+        self.compare_all()
         self.cuts = [copy.deepcopy(self.model)]
 
     @rule()
@@ -641,6 +681,7 @@ class VolumeMachine(RuleBasedStateMachine):
                 continue
             self.model = candidate
             break
+        self.compare_all()
         self.cuts = [copy.deepcopy(self.model)]
 
     @invariant()

@@ -63,10 +63,10 @@ class Model:
         return found
 
 
-async def read_tree(volume: Volume) -> Tree:
-    """The same of a real volume, through its public operations."""
+async def read_tree(volume: Volume, root: int = ROOT) -> Tree:
+    """The same of a real volume, through its public operations; `root`: of a snapshot's view."""
     entries: dict[str, tuple[int, Any]] = {}
-    todo = [("", ROOT)]
+    todo = [("", root)]
     while todo:
         base, directory = todo.pop()
         after = 0
@@ -111,8 +111,8 @@ class Workload:
         self.random = random.Random(seed)
         self.model = model or Model()
 
-    def _ino(self, path: str) -> int:
-        ino = ROOT
+    def _ino(self, path: str, root: int = ROOT) -> int:
+        ino = root
         for part in path.split("/")[1:]:
             ino = self.volume.lookup(ino, part.encode()).ino
             self.volume.forget(ino)

@@ -349,11 +349,48 @@ static void test_counts_of_any_width(void)
     rf_known_free(known);
 }
 
+static void test_many_at_once(void)
+{
+    enum { INODES = 300 };
+    const uint64_t view = (uint64_t)1 << 40;
+    uint64_t inos[2 * INODES], at = 0;
+    struct rf_inode inode = {0}, got;
+    known = rf_known_new(4 << 20);
+    for (uint64_t base = 0; base <= view; base += view)
+        for (uint64_t i = 1; i <= INODES; i++) {
+            inode.ino = base + i;
+            assert(rf_known_tell(known, &inode, base + 1, (const uint8_t *)&i, 1 + (i > 255), 1) ==
+                   0);
+        }
+    do
+        at = rf_known_forget_between(known, view, 2 * view - 1, at);
+    while (at);
+    for (uint64_t i = 1; i <= INODES; i++) {
+        assert(rf_known_getattr(known, i, &got) == 1 && got.ino == i);
+        assert(rf_known_getattr(known, view + i, &got) == -ENOENT);
+        assert(rf_known_lookup(known, view + 1, (const uint8_t *)"x", 1, &got) == -ENOENT);
+    }
+    assert(rf_known_referenced(known, inos, 0) == 2 * INODES);
+    assert(rf_known_referenced(known, inos, INODES / 7) == 2 * INODES);
+    assert(rf_known_referenced(known, inos, 2 * INODES) == 2 * INODES);
+    uint64_t sum = 0;
+    for (int i = 0; i < 2 * INODES; i++)
+        sum += inos[i];
+    assert(sum == (uint64_t)INODES * (INODES + 1) + INODES * view);
+    struct rf_known_statistics statistics;
+    for (at = rf_known_forget_between(known, 0, UINT64_MAX, 0); at;)
+        at = rf_known_forget_between(known, 0, UINT64_MAX, at);
+    rf_known_statistics(known, &statistics);
+    assert(statistics.nbytes == 0 && statistics.complete == 0);
+    rf_known_free(known);
+}
+
 int main(void)
 {
     test_what_is_no_name();
     test_nothing_fits();
     test_counts_of_any_width();
+    test_many_at_once();
     run(4 << 20);
     run(6000); /* a part of the names at a time */
     run(500);  /* two or three entries */

@@ -12,7 +12,8 @@ to change anything (BaseNeeded), and the piece is tried again.
     one reads as zeros.
  4. Every byte lies below 2^63 - 1 (EFBIG).
  5. A read changes atime only if that was not after the last change or is a day old ("relatime").
- 6. The lane writes to no file that has privileges to lose: it is vouched for when opened, and no
+ 6. Files of snapshots are served as others, but nothing about them ever changes.
+ 7. The lane writes to no file that has privileges to lose: it is vouched for when opened, and no
     longer while mode, owner or xattrs change.
 """
 
@@ -25,8 +26,11 @@ from contextlib import contextmanager, suppress
 
 from ..errors import FsError, RaidfsError
 from ..pages import NO_ATIME, SERVE_READS, SERVE_WRITES, BaseNeeded
+from ..store.past import FIRST_VIEW
 from .attributes import FILE_BYTES_MAX
-from .inode import Inode, Inodes
+from .cached import Inode
+from .inode import Inodes
+from .views import check_changeable
 from .xattr import Xattrs
 
 Buffer = bytes | bytearray | memoryview
@@ -53,6 +57,8 @@ class Files:
             raise FsError(errno.EISDIR)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.store.writable()
+            if inode.is_file:
+                check_changeable(ino)
         self.open_inode(inode)
         if flags & os.O_TRUNC and inode.is_file:
             try:
@@ -73,6 +79,9 @@ class Files:
         """Tell the lane's threads what they may do with a resident file without asking. A write
         that takes privileges away changes more than content, so it is not among that."""
         flags = SERVE_READS
+        if inode.ino >= FIRST_VIEW:
+            self.pages.vouch(inode.ino, flags | NO_ATIME)
+            return
         if self.noatime:
             flags |= NO_ATIME
         if self.xattrs.privileges(inode, kill=True) is None:
@@ -94,7 +103,7 @@ class Files:
 
     def release(self, ino: int) -> None:
         """The counterpart of each `open` (and opendir)."""
-        self.inodes.close(self.inodes.get(ino))
+        self.inodes.close(self.inodes.opened(ino))
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -109,11 +118,13 @@ class Files:
                 self.accessed(inode)
             size = self.inodes.size_and_times(inode)[0]
             nbytes = min(nbytes, size - offset)
-            return await self.store.read(ino, offset, nbytes) if nbytes > 0 else b""
+            content = await self.store.read(ino, offset, nbytes) if nbytes > 0 else b""
+            self.inodes.check_there(inode)
+            return content
 
     def accessed(self, inode: Inode) -> None:
         """Bring atime up to date by promise 5, if the volume can be changed."""
-        if self.noatime:
+        if self.noatime or inode.ino >= FIRST_VIEW:
             return
         now_ns = self.inodes.clock()
         _, mtime_ns, ctime_ns, atime_ns = self.inodes.size_and_times(inode)
@@ -142,6 +153,7 @@ class Files:
         with self.inodes.held(ino) as inode:
             self.check_file(inode)
             self.store.writable()
+            check_changeable(ino)
             self.inodes.make_resident(inode)
             room = (self.store.dirty_cells_max - 1) * self.store.cell_bytes
             most, done = min(PIECE_BYTES_MAX, room), 0

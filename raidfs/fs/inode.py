@@ -24,7 +24,10 @@ Every operation that changes something follows one skeleton:
  4. Memory: `cached_max` inodes that nobody needs, those pinned, and below 8 bytes for each that
     the kernel refers to (where inode numbers lie close together).
  5. Inode numbers are never used twice.
- 6. What `Known` tells the kernel of an inode is true: `change` and whatever else changes what
+ 6. Inodes of snapshots go by view numbers (views.py) and are as others, but never change: `change`
+    refuses them. One that is *gone*, with its snapshot or by a rollback, while it is open, answers
+    ESTALE until it is closed.
+ 7. What `Known` tells the kernel of an inode is true: `change` and whatever else changes what
     stat(2) tells or whether there are xattrs takes it back first. `told` puts it there, and
     `retell`, when a change is over: so no more is known than the kernel was told once.
 """
@@ -32,18 +35,22 @@ Every operation that changes something follows one skeleton:
 from __future__ import annotations
 
 import errno
-import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import FsError, RaidfsError
 from ..known import Known
+from ..store.meta import ROOT_INO
+from ..store.past import FIRST_VIEW, view_of
+from ..store.spool import SPOOL_INO
 from ..store.tables import INLINE_BYTES_MAX
 from .attributes import Attributes
+from .cached import Inode, InodeStatistics
+from .change import Change
+from .views import SNAPSHOTS_INO, Views, check_changeable
 
 if TYPE_CHECKING:
     from ..pages import Sealed
@@ -56,95 +63,6 @@ LOOK_EVERY = 32
 UNIT_BYTES = 512  # of st_blocks
 
 
-class Inode:
-    """One inode in memory. `row` is its live version; see the module for the other words. `told`:
-    `Known` may have its attributes. `untold`: it had them when the last change began."""
-
-    __slots__ = (
-        "before",
-        "capability",
-        "dirty",
-        "gone",
-        "linkable",
-        "opens",
-        "pins",
-        "resident",
-        "row",
-        "told",
-        "untold",
-    )
-
-    def __init__(self, row: InodeRow, told: bool) -> None:
-        self.row = row
-        self.before: InodeRow | None = None  # the row when `change_alone` first changed the inode
-        self.told = told
-        self.untold = False
-        self.pins = 0
-        self.opens = 0
-        self.dirty = False
-        self.resident = False
-        self.gone = False
-        self.linkable = False  # made without a name, and may get one
-        self.capability: bool | None = None  # has the xattr security.capability; None: not known
-
-    @property
-    def ino(self) -> int:
-        return self.row.ino
-
-    @property
-    def is_directory(self) -> bool:
-        return stat.S_ISDIR(self.row.mode)
-
-    @property
-    def is_file(self) -> bool:
-        return stat.S_ISREG(self.row.mode)
-
-
-@dataclass(frozen=True, slots=True)
-class InodeStatistics:
-    """A moment's figures: inodes in memory; of these pinned, dirty, resident though closed; orphans
-    not yet reaped; inodes that the kernel refers to."""
-
-    cached: int
-    pinned: int
-    dirty: int
-    closed_resident: int
-    orphans: int
-    referenced: int
-
-
-class _Change:
-    """See `Inodes.change`; a class, since each change of a name passes here."""
-
-    __slots__ = ("_atomic", "_inodes", "_owner")
-
-    def __init__(self, owner: Inodes, inodes: tuple[Inode, ...], freeing: bool) -> None:
-        self._owner = owner
-        self._inodes = inodes
-        self._atomic = owner.meta.atomic(freeing)
-
-    def __enter__(self) -> int:
-        owner = self._owner
-        owner.store.writable()
-        epoch = owner.store.epoch
-        for inode in self._inodes:
-            owner.untell(inode)
-        self._atomic.__enter__()
-        try:
-            for inode in self._inodes:
-                if inode.row.born != epoch:
-                    owner.meta.save_inode(epoch, inode.row)
-        except BaseException as error:
-            self._atomic.__exit__(type(error), error, None)
-            raise
-        return epoch
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._atomic.__exit__(kind, error, trace)
-        if error is None:
-            self._owner.changed(self._inodes)
-
-
 class Inodes:
     """The inode cache of one volume and the rules by which inodes change, live and go."""
 
@@ -155,7 +73,10 @@ class Inodes:
         cached_max: int = CACHED_MAX,
         dirty_max: int = DIRTY_MAX,
         known: Known | None = None,
+        root: int = ROOT_INO,
     ) -> None:
+        """`root`: what the metadata is asked for when the root is meant; the root of a view if that
+        is to be seen alone."""
         assert cached_max >= 16  # one operation holds a few
         self.store = store
         self.meta = store.meta
@@ -169,6 +90,9 @@ class Inodes:
         self._dirty: dict[int, Inode] = {}
         self._closed: OrderedDict[int, Inode] = OrderedDict()  # resident but not open
         self._orphans: set[int] = set()
+        self.viewed: set[int] = set()  # snapshots of which inodes were here
+        self.root = root
+        self.views = Views(store)
         self._until_look = LOOK_EVERY  # calls of `ready` until it looks again
 
     # -- the cache --------------------------------------------------------------------------------
@@ -177,15 +101,46 @@ class Inodes:
         """The inode; FsError(ESTALE) if there is none of that number."""
         inode = self._pinned.get(ino)
         if inode is not None:
+            self.check_there(inode)
             return inode
         inode = self._idle.get(ino)
         if inode is not None:
+            self.check_there(inode)
             self._idle.move_to_end(ino)
             return inode
-        row = self.meta.inode(ino)
+        row = self.row(ino)
         if row is None:
             raise FsError(errno.ESTALE, "the file is gone")
         return self._admit(Inode(row, told=self.known.enabled))
+
+    def row(self, ino: int) -> InodeRow | None:
+        """As the metadata has it."""
+        if ino == SNAPSHOTS_INO:
+            return self.views.row()
+        row = self.meta.inode(self.number(ino))
+        if row is not None:
+            row.ino = ino
+        if ino >= FIRST_VIEW:
+            self.viewed.add(view_of(ino))
+        return row
+
+    def number(self, ino: int) -> int:
+        """The inode's number in the metadata."""
+        return self.root if ino == ROOT_INO else ino
+
+    def check_there(self, inode: Inode) -> None:
+        """ESTALE if the inode is gone. Whoever reads asks again after each await."""
+        ino = inode.row.ino
+        gone = inode.gone or (ino >= FIRST_VIEW and not self.views.has(ino))
+        if gone:
+            raise FsError(errno.ESTALE, "the file is gone")
+
+    def opened(self, ino: int) -> Inode:
+        """The inode of something open, be it gone. ESTALE: it isn't open."""
+        inode = self._pinned.get(ino)
+        if inode is None or not inode.opens:
+            raise FsError(errno.ESTALE, "the file is not open")
+        return inode
 
     def parent(self, ino: int) -> int:
         """The directory that holds a directory. Leaves the cache as it is: a path may be longer
@@ -237,15 +192,16 @@ class Inodes:
 
     # -- changes ----------------------------------------------------------------------------------
 
-    def change(self, *inodes: Inode, freeing: bool = False) -> _Change:
+    def change(self, *inodes: Inode, freeing: bool = False) -> Change:
         """The changing part of an operation: yields the epoch; see the skeleton above. `freeing`:
         it gives room back, so it may use the last reserve."""
-        return _Change(self, inodes, freeing)
+        return Change(self, inodes, freeing)
 
     def change_alone(self, inode: Inode, freeing: bool = False) -> None:
         """As `change`, where nothing changes but the inode's row and its content: room for them is
         taken now, but they are written at the cut."""
         self.store.writable()
+        check_changeable(inode.row.ino)
         self.untell(inode)
         if inode.dirty:
             return
@@ -363,8 +319,11 @@ class Inodes:
         inode.opens -= 1
         self.reap_if_unused(inode)
         if inode.opens == 0 and inode.resident:
-            self._closed[inode.ino] = inode
-            self._evict_closed(2)
+            if inode.gone:
+                self._unload(inode)
+            else:
+                self._closed[inode.ino] = inode
+                self._evict_closed(2)
         self.unpin(inode)
 
     def is_open(self, ino: int) -> bool:
@@ -401,6 +360,14 @@ class Inodes:
             else:
                 self._closed[ino] = inode
 
+    def _unload(self, inode: Inode) -> None:
+        """Of a file without dirty pages."""
+        self._closed.pop(inode.ino, None)
+        evicted = self.pages.evict(inode.ino)
+        assert evicted, "changed while nobody may change it"
+        inode.resident = False
+        self.unpin(inode)
+
     def refer(self, ino: int, count: int = 1) -> None:
         """The kernel was told of the inode."""
         self.known.refer(ino, count)
@@ -430,7 +397,9 @@ class Inodes:
     def reap_if_unused(self, inode: Inode) -> None:
         """Remove an orphan that is neither open nor referred to. Without room or on a read-only
         volume it stays for the next mount."""
-        if inode.row.nlink or inode.opens or inode.gone or self.known.watch(inode.ino):
+        if inode.ino == SPOOL_INO or inode.row.nlink or inode.opens or inode.gone:
+            return
+        if self.known.watch(inode.ino):
             return
         with suppress(RaidfsError):
             self._reap(inode)
@@ -461,10 +430,47 @@ class Inodes:
 
     def reap_orphans(self) -> int:
         """At mount, before anything is open: remove what a crash left. Returns how many."""
-        orphans = self.meta.orphans()
+        orphans = [ino for ino in self.meta.orphans() if ino != SPOOL_INO]
         for ino in orphans:
             self._reap(self.get(ino))
         return len(orphans)
+
+    def remove_spool(self) -> None:
+        """What came of a stream is given up (receive.py). It is not open."""
+        self._reap(self.get(SPOOL_INO))
+
+    # -- what goes, or changes, past all this: see outdated.py ------------------------------------
+
+    def in_memory(self) -> list[Inode]:
+        return [*self._idle.values(), *self._pinned.values()]
+
+    def vanish(self, inode: Inode) -> None:
+        """It exists no more. From here on nothing of it is told; who has it open closes it yet."""
+        assert not inode.dirty
+        inode.gone = True
+        self._idle.pop(inode.ino, None)
+        if inode.resident:
+            self.pages.vouch(inode.ino, 0)
+            self.pages.leaf_forget(inode.ino)
+            if not inode.opens:
+                self._unload(inode)
+
+    def renew(self, inode: Inode, row: InodeRow) -> None:
+        """It is as `row` says now, its content another one. Nobody vouches for it."""
+        assert not inode.dirty
+        inode.row, inode.gone, inode.capability = row, False, None
+        inode.told = inode.untold = False
+        if inode.resident:
+            opened = inode.opens > 0
+            self._unload(inode)
+            if opened:
+                self.make_resident(inode)
+
+    def found_orphans(self, inos: Iterable[int]) -> None:
+        """These have no names, and no others."""
+        self._orphans = set(inos)
+        for ino in sorted(self._orphans):
+            self.reap_if_unused(self.get(ino))
 
     # -- what stat tells --------------------------------------------------------------------------
 
@@ -504,6 +510,8 @@ class Inodes:
         )
 
     def attributes(self, inode: Inode) -> Attributes:
+        if inode.row.ino == SNAPSHOTS_INO:
+            inode.row = self.views.row()
         row = inode.row
         size, mtime_ns, ctime_ns, atime_ns = self.size_and_times(inode)
         if inode.is_directory:

@@ -8,7 +8,9 @@ entry lives, so a reader's cookie stays right whatever happens to other entries.
  3. Directories form one tree: each has one name, `..` is the directory that holds it, no rename
     makes a directory its own descendant.
  4. An entry that is there from the first call of readdir to the last is listed exactly once.
- 5. mtime and ctime of a directory change with its entries, ctime of an inode with its names.
+ 5. In the root, `.snapshots` is the directory of snapshots (views.py) and no name of anything else.
+    It is listed only if `snapshots_listed`.
+ 6. mtime and ctime of a directory change with its entries, ctime of an inode with its names.
 """
 
 from __future__ import annotations
@@ -31,7 +33,16 @@ from .attributes import (
     check_name,
     in_group,
 )
-from .inode import Inode, Inodes
+from .cached import Inode
+from .inode import Inodes
+from .views import (
+    SNAPSHOTS_COOKIE,
+    SNAPSHOTS_INO,
+    SNAPSHOTS_NAME,
+    check_changeable,
+    is_snapshots,
+    is_view_root,
+)
 from .xattr import Xattrs
 
 if TYPE_CHECKING:
@@ -58,8 +69,18 @@ class Place:
 class Names:
     """The tree of names of one volume."""
 
-    def __init__(self, inodes: Inodes, xattrs: Xattrs, groups_of: GroupsOf) -> None:
+    def __init__(
+        self,
+        inodes: Inodes,
+        xattrs: Xattrs,
+        groups_of: GroupsOf,
+        *,
+        snapshots_listed: bool = False,
+    ) -> None:
         self.inodes = inodes
+        self.views = inodes.views
+        self.has_snapshots = inodes.root == ROOT_INO  # else a snapshot is seen alone
+        self.snapshots_listed = snapshots_listed and self.has_snapshots
         self.meta = inodes.meta
         self.known = inodes.known
         self.xattrs = xattrs
@@ -81,12 +102,23 @@ class Names:
         if name == b"..":
             return self.inodes.get(self.parent_of(directory))
         check_name(name)
-        entry = self.meta.lookup(parent, name)
+        if parent == SNAPSHOTS_INO:
+            return self._snapshot(name)
+        if is_snapshots(parent, name) and self.has_snapshots:
+            return self.inodes.get(SNAPSHOTS_INO)
+        entry = self.meta.lookup(self.inodes.number(parent), name)
         if entry is None:
             if self.known.enabled and directory.row.nlink:
                 self._missing(parent, name)
             raise FsError(errno.ENOENT)
         return self.inodes.get(entry.ino)
+
+    def _snapshot(self, name: bytes) -> Inode:
+        """The root of that snapshot."""
+        ino = self.views.find(name)
+        if ino is None:
+            raise FsError(errno.ENOENT)
+        return self.inodes.get(ino)
 
     def _missing(self, parent: int, name: bytes) -> None:
         """Let it be known that there is no such name. Where others are looked for in vain, too, let
@@ -101,15 +133,20 @@ class Names:
 
     def _list_known(self, ino: int) -> bool:
         """All names of a directory that has not too many; False if it isn't known wholly now."""
-        entries = self.meta.entries(ino, -1, LISTED_MAX + 1)
+        entries = self.meta.entries(self.inodes.number(ino), -1, LISTED_MAX + 1)
         if len(entries) > LISTED_MAX:
             return False
         for entry in entries:
             self.known.put_name(ino, entry.name, entry.ino)
-        return self.known.put_directory(ino, len(entries))
+        snapshots = int(ino == ROOT_INO and self.has_snapshots)
+        if snapshots:
+            self.known.put_name(ino, SNAPSHOTS_NAME, SNAPSHOTS_INO)
+        return self.known.put_directory(ino, len(entries) + snapshots)
 
     def parent_of(self, directory: Inode) -> int:
-        return ROOT_INO if directory.ino == ROOT_INO else directory.row.parent
+        if directory.ino in (ROOT_INO, SNAPSHOTS_INO) or directory.row.parent == self.inodes.root:
+            return ROOT_INO
+        return SNAPSHOTS_INO if is_view_root(directory.ino) else directory.row.parent
 
     def entries(self, ino: int, after: int, limit: int) -> list[Entry]:
         """At most `limit` entries after cookie `after` (0: from the start), with "." and ".."."""
@@ -121,15 +158,25 @@ class Names:
             found.append(Entry(b"..", self.parent_of(directory), stat.S_IFDIR, 2))
         if directory.row.nlink == 0 or len(found) >= limit:
             return found[:limit]
+        if ino == SNAPSHOTS_INO:
+            return found + self.views.entries(max(after, 2), limit - len(found))
         position = max(after - COOKIE_FIRST, -1)
-        for entry in self.meta.entries(ino, position, limit - len(found)):
+        number = self.inodes.number(ino)
+        for entry in self.meta.entries(number, position, limit - len(found)):
             kind = entry.kind << 12
             found.append(Entry(entry.name, entry.ino, kind, entry.position + COOKIE_FIRST))
+        if ino == ROOT_INO and self.snapshots_listed and after < SNAPSHOTS_COOKIE:
+            last = Entry(SNAPSHOTS_NAME, SNAPSHOTS_INO, stat.S_IFDIR, SNAPSHOTS_COOKIE)
+            found += [last] if len(found) < limit else []
         return found
 
     def _place(self, parent: int, name: bytes) -> Place:
+        """Where something is to be changed."""
         directory = self.directory(parent)
         check_name(name)
+        check_changeable(parent)
+        if is_snapshots(parent, name):
+            raise FsError(errno.EPERM, "the directory of snapshots can't be changed")
         entry = self.meta.lookup(parent, name)
         return Place(directory, name, entry, self.inodes.get(entry.ino) if entry else None)
 
@@ -142,7 +189,7 @@ class Names:
 
     def _vacant(self, parent: int, name: bytes) -> Inode:
         """The directory, in which a new name may be made."""
-        if name in (b".", b".."):
+        if name in (b".", b"..") or is_snapshots(parent, name):
             raise FsError(errno.EEXIST)
         place = self._place(parent, name)
         if place.entry is not None:
@@ -190,10 +237,11 @@ class Names:
         """A regular file without a name, as if made in that directory: an orphan from the start,
         which `link` may give a name if `linkable`, for as long as it is open."""
         directory = self.directory(parent)
+        check_changeable(parent)
         if directory.row.nlink == 0:
             raise FsError(errno.ENOENT, "the directory was removed")
         row, xattrs = self._row(directory, stat.S_IFREG | mode & 0o7777, caller)
-        row.nlink = 0
+        row.nlink = row.parent = 0
         with self.inodes.change() as epoch:
             self._insert(epoch, row, xattrs)
         inode = self.inodes.add(row)
@@ -218,7 +266,7 @@ class Names:
             rdev=0,
             size=0,
             nlink=2 if is_directory else 1,
-            parent=directory.ino if is_directory else 0,
+            parent=directory.ino,
             atime_ns=now_ns,
             mtime_ns=now_ns,
             ctime_ns=now_ns,
@@ -273,6 +321,7 @@ class Names:
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """One more name for an inode that is no directory."""
         inode = self.inodes.get(ino)
+        check_changeable(ino)
         directory = self._vacant(parent, name)
         if inode.is_directory:
             raise FsError(errno.EPERM, "a directory has one name")
@@ -285,6 +334,7 @@ class Names:
         with self.inodes.change(directory, inode) as epoch:
             self.meta.link(epoch, parent, name, ino, stat.S_IFMT(inode.row.mode) >> 12)
         inode.row.nlink += 1
+        inode.row.parent = inode.row.parent or parent
         self.inodes.got_a_name(inode)
         self.inodes.stamp(inode, None, now_ns)
         self._touched(directory, now_ns)
@@ -303,7 +353,7 @@ class Names:
             self.meta.unlink(epoch, parent, entry.position)
         self._removed_name(parent, name)
         self._touched(directory, now_ns)
-        self._removed(inode, now_ns)
+        self._removed(inode, parent, now_ns)
         self.inodes.retell(directory, inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -321,7 +371,7 @@ class Names:
             self.meta.unlink(epoch, parent, entry.position)
         self._removed_name(parent, name)
         self._touched(directory, now_ns, subdirectories=-1)
-        self._removed(inode, now_ns)
+        self._removed(inode, parent, now_ns)
         self.inodes.retell(directory, inode)
 
     def _removed_name(self, parent: int, name: bytes) -> None:
@@ -333,9 +383,11 @@ class Names:
         if self.known.enabled:
             self.known.forget_directory(directory.ino)
 
-    def _removed(self, inode: Inode, now_ns: int) -> None:
-        """An inode lost a name; a directory with its one name loses `.` too."""
+    def _removed(self, inode: Inode, parent: int, now_ns: int) -> None:
+        """An inode lost a name there; a directory with its one name loses `.` too."""
         inode.row.nlink -= 2 if inode.is_directory else 1
+        if not inode.is_directory and inode.row.parent == parent:
+            inode.row.parent = 0  # it may have another name there, or not
         self.inodes.stamp(inode, None, now_ns)
         self.inodes.lost_a_name(inode)
 
@@ -349,6 +401,8 @@ class Names:
         for each in (name, new_name):
             if each in (b".", b".."):
                 raise FsError(errno.EBUSY)
+        if is_snapshots(new_parent, new_name):
+            raise FsError(errno.EEXIST)
         old, new = self._place(parent, name), self._place(new_parent, new_name)
         if old.inode is None:
             raise FsError(errno.ENOENT)
@@ -371,6 +425,10 @@ class Names:
                 return False
             ino = self.inodes.parent(ino)
         return True
+
+    def forget(self) -> None:
+        """What was looked for in vain may be there now."""
+        self._missed.clear()
 
     def _check_replaced(self, old: Place, new: Place) -> None:
         """Whether what stands at `new` may give way to what stands at `old`."""
@@ -413,7 +471,7 @@ class Names:
         self._touched(new.directory, now_ns, subdirectories=gained)
         self._settle(moved, new.directory, now_ns)
         if replaced is not None:
-            self._removed(replaced, now_ns)
+            self._removed(replaced, new.directory.ino, now_ns)
             self.inodes.retell(replaced)
         self.inodes.retell(old.directory, new.directory, moved)
 
@@ -450,8 +508,7 @@ class Names:
 
     def _settle(self, inode: Inode, directory: Inode, now_ns: int) -> None:
         """An inode has arrived under a name in `directory`."""
-        if inode.is_directory:
-            inode.row.parent = directory.ino
+        inode.row.parent = directory.ino
         self.inodes.stamp(inode, None, now_ns)
 
 

@@ -28,8 +28,9 @@ from ..errors import FsError, OutOfSpace
 from ..pages import BaseNeeded
 from ..store.layout import CONTENT, HOLE, Part
 from .attributes import FILE_BYTES_MAX
+from .cached import Inode
 from .file import PIECE_BYTES_MAX, Files
-from .inode import Inode
+from .views import check_changeable
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # the modes of fallocate(2) that there are
 PIECE_LEAVES = 16
@@ -68,6 +69,7 @@ class Ranges:
             found, page = self._seek(inode, page, data)
             while not found:
                 await trio.lowlevel.checkpoint()
+                self.inodes.check_there(inode)
                 found, page = self._seek(inode, page, data)
             size = self._size(inode)
             if data and page * self.cell_bytes >= size:
@@ -108,6 +110,7 @@ class Ranges:
             if end > FILE_BYTES_MAX:
                 raise FsError(errno.EFBIG)
             self.store.writable()
+            check_changeable(ino)
             self.inodes.make_resident(inode)
             if not mode & PUNCH_HOLE:
                 await self._check_room(inode, offset, end)
@@ -224,6 +227,7 @@ class Ranges:
                 self.files.check_file(inode)
                 self.inodes.make_resident(inode)
             self.store.writable()
+            check_changeable(ino_out)
             nbytes = min(nbytes, self._size(source) - offset_in)
             if nbytes <= 0:
                 return 0
@@ -239,6 +243,7 @@ class Ranges:
                 nbytes = min(nbytes, self.cell_bytes - within)  # what comes next may be shared
             elif aligned:
                 await self._marks_admitted()
+                self.inodes.check_there(source)
                 shift = offset_out // self.cell_bytes - first
                 if done := self._share(source, first, target, shift, nbytes, kill_privileges):
                     return done

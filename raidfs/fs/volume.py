@@ -4,6 +4,7 @@
                                   Xattrs  extended attributes, access control lists
                                   Files   content
                                   Ranges  holes, allocating, copying by sharing
+                                  Views   snapshots, as directories to be read
                                   all --> Inodes --> Meta, Pages, Store
 
 Inodes go by number, names and xattrs are bytes, errors are FsError (POSIX outcomes), ReadOnly,
@@ -15,7 +16,9 @@ bits, owners and times that an operation changes are ours.
     the inode they return; `remember` counts those that readdirplus handed out; `forget` takes them
     back.
  2. What an operation returned without error is in every cut from then on, whole.
- 3. `fsync` returns when everything told before it is durable.
+ 3. Inodes of snapshots, reached through `.snapshots` in the root, answer all that reads; what would
+    change them is ReadOnly.
+ 4. `fsync` returns when everything told before it is durable.
 """
 
 from __future__ import annotations
@@ -23,18 +26,27 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import trio
 
 from ..errors import FsError
 from ..known import Known
 from ..pages import BaseNeeded
+from ..store.meta import ROOT_INO
+from ..store.past import FIRST_VIEW
 from .attributes import Attributes, Caller, Changes, Entry, GroupsOf, Usage, in_group
+from .audience import Audience, Name
+from .cached import Inode, InodeStatistics
+from .door import Door
 from .file import Buffer, Files
-from .inode import CACHED_MAX, DIRTY_MAX, Inode, Inodes, InodeStatistics
+from .inode import CACHED_MAX, DIRTY_MAX, Inodes
 from .names import Names
+from .outdated import forget_views, reread
 from .ranges import Ranges
+from .views import SNAPSHOTS_INO, check_changeable
 from .xattr import Xattrs
 
 if TYPE_CHECKING:
@@ -62,19 +74,29 @@ class Volume:
         cached_max: int = CACHED_MAX,
         dirty_max: int = DIRTY_MAX,
         known: Known | None = None,
+        root: int = ROOT_INO,
+        snapshots_listed: bool = False,
     ) -> None:
-        """`known`: where C finds what it may tell the kernel itself; if None, nobody looks."""
+        """`known`: where C finds what it may tell the kernel itself; if None, nobody looks. `root`:
+        that of the view that is to be seen alone, of a store that is read-only."""
+        assert root == ROOT_INO or store.read_only
         self.store = store
         self.clock = clock or store.clock
         self.groups_of = groups_of
-        self.inodes = Inodes(store, self.clock, cached_max, dirty_max, known)
+        self.audience = Audience()
+        self._gone: list[int] = []  # snapshots of which something may be in memory yet
+        self.door = Door(store.gate)
+        self.kernel_keeps_sizes = False  # of files: its write-back cache is on
+        self.inodes = Inodes(store, self.clock, cached_max, dirty_max, known, root)
         self.known = self.inodes.known
         self.xattrs = Xattrs(self.inodes, groups_of)
-        self.names = Names(self.inodes, self.xattrs, groups_of)
+        self.names = Names(self.inodes, self.xattrs, groups_of, snapshots_listed=snapshots_listed)
         self.files = Files(self.inodes, self.xattrs, noatime=noatime)
         self.ranges = Ranges(self.files)
         store.on_cut = self.inodes.save_dirty
         store.on_cells = self.inodes.note_cells
+        store.snapshots.on_named.append(self._snapshot_named)
+        store.snapshots.on_gone.append(self._snapshot_gone)
 
     def reap_orphans(self) -> int:
         """After a mount for writing: remove files that were open and nameless when a crash came."""
@@ -92,6 +114,44 @@ class Volume:
     async def relief(self) -> None:
         """The waiting part of `ready`."""
         await self.inodes.relief()
+
+    # -- snapshots, and what they do to the present -----------------------------------------------
+
+    def _snapshot_named(self, name: str) -> None:
+        """A name of a snapshot has come, gone, or leads elsewhere."""
+        self.inodes.views.changed()
+        self.known.forget_directory(SNAPSHOTS_INO)
+        self.known.forget_inode(SNAPSHOTS_INO)
+        self.audience.outdated((), [(SNAPSHOTS_INO, name.encode())])
+
+    def _snapshot_gone(self, snapshot_id: int) -> None:
+        """What is in memory of it goes in the loop's next turn, so that many go together; and so
+        before the sweeper can free anything."""
+        if not self._gone:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._forget_gone)
+        self._gone.append(snapshot_id)
+
+    def _forget_gone(self) -> None:
+        gone, self._gone = self._gone, []
+        self.audience.outdated(forget_views(self.inodes, gone))
+
+    def reread(
+        self, inos: Collection[int] | None = None, names: Collection[Name] | None = None
+    ) -> None:
+        """The present in the metadata has become another one (a rollback): everything in memory
+        that is older is forgotten. Files that are open go on with their new content, or are ESTALE
+        where there is no such inode any more.
+
+        Whoever calls this sees to it that meanwhile nobody is within an operation, no thread of the
+        lane either, and that nothing is dirty: all is durable. The kernel is told of `inos` and
+        `names` (None: of all it knows); await `audience.told()` to know that it was, and let its
+        requests be answered before."""
+        for inode in reread(self.inodes):
+            self.files.vouch(inode)
+        self.names.forget()
+        known = self.known.referenced() if inos is None else inos
+        told = {ino for ino in known if ino < FIRST_VIEW and self.known.references(ino)}
+        self.audience.outdated([*told, ROOT_INO], names)  # which is known without a reference
 
     # -- references -------------------------------------------------------------------------------
 
@@ -197,6 +257,7 @@ class Volume:
         """chmod, chown and utimens, any of them in one piece: `setattr` without a size."""
         assert changes.size is None
         inode = self.inodes.get(ino)
+        check_changeable(ino)
         if changes != Changes():
             with self.files.unvouched(ino):
                 self._change(inode, changes, caller)
@@ -212,6 +273,7 @@ class Volume:
         kill = kill_privileges or caller.uid != 0
         with self.inodes.held(ino) as inode:
             self.files.check_size(inode, changes.size)
+            check_changeable(ino)
             self.inodes.make_resident(inode)
             cells = 1 if changes.size % self.store.cell_bytes else 0  # the last page's tail: zeros
             await self.store.reserve(cells, privileged=True)
@@ -338,7 +400,8 @@ class Volume:
 
     async def fsync(self, ino: int) -> None:
         """Everything told so far, of this file and all others, is durable on return."""
-        await self.store.commit()
+        if ino < FIRST_VIEW:
+            await self.store.commit()
 
     # -- extended attributes ----------------------------------------------------------------------
 

@@ -14,7 +14,9 @@ import stat
 from ..errors import FsError
 from . import acl
 from .attributes import Caller, GroupsOf, in_group, without_privileges
-from .inode import Inode, Inodes
+from .cached import Inode
+from .inode import Inodes
+from .views import check_changeable
 
 CREATE, REPLACE = 1, 2  # flags of setxattr(2)
 NAME_BYTES_MAX = 255
@@ -48,13 +50,14 @@ class Xattrs:
         inode = self.inodes.get(ino)
         if not inode.row.xattrs:
             return []
-        names = self.meta.xattr_names(ino)
+        names = self.meta.xattr_names(self.inodes.number(ino))
         if caller.uid == 0:
             return list(names)
         return [name for name in names if not name.startswith(b"trusted.")]
 
     def put(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
         inode = self.inodes.get(ino)
+        check_changeable(ino)
         _check(name)
         _check_kind(inode, name)
         if flags & ~(CREATE | REPLACE) or flags == CREATE | REPLACE:
@@ -74,6 +77,7 @@ class Xattrs:
 
     def remove(self, ino: int, name: bytes) -> None:
         inode = self.inodes.get(ino)
+        check_changeable(ino)
         _check(name)
         _check_kind(inode, name)
         if self._value(inode, name) is not None:
@@ -85,7 +89,9 @@ class Xattrs:
     # -- how they change --------------------------------------------------------------------------
 
     def _value(self, inode: Inode, name: bytes) -> bytes | None:
-        return self.meta.xattr(inode.ino, name) if inode.row.xattrs else None
+        if not inode.row.xattrs:
+            return None
+        return self.meta.xattr(self.inodes.number(inode.ino), name)
 
     def _apply(self, inode: Inode, values: dict[bytes, bytes | None]) -> None:
         with self.inodes.change(inode) as epoch:
@@ -187,6 +193,13 @@ def _check(name: bytes) -> None:
         raise FsError(errno.EOPNOTSUPP, "no such namespace of extended attributes")
     if b"\0" in name or name in _NAMESPACES:
         raise FsError(errno.EINVAL)
+
+
+def check_xattr_name(name: bytes, mode: int) -> None:
+    """Raise for what an inode of that mode can't have."""
+    _check(name)
+    if name.startswith(b"user.") and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FsError(errno.EPERM, "only files and directories have attributes of users")
 
 
 def _check_kind(inode: Inode, name: bytes) -> None:
