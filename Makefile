@@ -23,7 +23,7 @@ help:
 	@echo "make bench     figures of the erasure kernels and of a mount"
 	@echo "make format    put Python and C into the form that check wants"
 	@echo "make sanitize  the C tests under the address and undefined-behaviour sanitizers"
-	@echo "make install   as root: link the commands to /usr/local/bin, mount helper to /sbin"
+	@echo "make install   as root: link the commands to /usr/local/bin, mount helper to /sbin; timer units"
 	@echo "make clean     remove what was built"
 
 build: $(STAMPS)/native
@@ -48,6 +48,7 @@ install: build
 	ln -sf $(CURDIR)/$(BIN)/raidfs $(CURDIR)/$(BIN)/raidfs-ctl /usr/local/bin/
 	ln -sf $(CURDIR)/$(BIN)/mkfs.raidfs $(CURDIR)/$(BIN)/fsck.raidfs /usr/local/sbin/
 	ln -sf $(CURDIR)/$(BIN)/mount.raidfs /sbin/mount.raidfs
+	install -D -m 644 -t /usr/local/lib/systemd/system systemd/*
 
 lint: build
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)

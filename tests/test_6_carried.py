@@ -14,6 +14,8 @@ from raidfs.daemon.carried import CHANGING, CarriedRequests
 from raidfs.daemon.fuse import Watcher
 from raidfs.errors import FsError, OutOfSpace
 from raidfs.fs.attributes import Attributes, Caller, Changes, Usage
+from raidfs.fs.door import Door
+from raidfs.lane import Gate
 
 TOLD = Attributes(
     ino=7,
@@ -52,6 +54,7 @@ class FakeVolume:
     def __init__(self, error=None):
         self.asked = []
         self.error = error
+        self.door = Door(Gate())
 
     def __getattr__(self, name):
         results = {

@@ -17,6 +17,8 @@ from raidfs.daemon.carried import CarriedRequests
 from raidfs.daemon.fuse import CACHE_S, FuseOperations, Watcher
 from raidfs.errors import FsError, MemberError, OutOfSpace, ReadOnly, Unrecoverable
 from raidfs.fs.attributes import Attributes, Entry
+from raidfs.fs.door import Door
+from raidfs.lane import Gate
 
 TOLD = Attributes(10, 1, 0o100644, 1, 2, 3, 0, 99, 1, 4096, 11, 12, 13, 14)
 PLAIN = SimpleNamespace(uid=1000, gid=100, pid=4242, umask=0)
@@ -230,6 +232,7 @@ class Directory:
     def __init__(self, fails_after=None):
         self.remembered = []
         self.fails_after = fails_after
+        self.door = Door(Gate())
 
     def readdir(self, ino, after, limit):
         assert ino == 7 and limit > 0

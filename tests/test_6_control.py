@@ -140,3 +140,109 @@ def test_a_stranger_is_turned_away(served, monkeypatch):
 def test_no_daemon_is_a_sentence(tmp_path):
     with pytest.raises(ControlError, match="can't reach"):
         ControlClient(tmp_path / "nobody.sock")
+
+
+# -- replies of many lines ------------------------------------------------------------------------
+
+
+class CountRequest(control.Request, frozen=True, tag="count"):
+    """Asks for so many numbers; an error of the world comes before `fails`."""
+
+    until: int = 0
+    fails: int = -1
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """A server that counts; yields its socket's path and what it yielded and closed."""
+    path = tmp_path / "control.sock"
+    done = {"yielded": 0, "closed": 0}
+    scope = trio.CancelScope()
+    token = None
+    started = threading.Event()
+
+    async def count(request):
+        try:
+            for number in range(request.until):
+                await trio.lowlevel.checkpoint()
+                if number == request.fails:
+                    raise UsageError("that number is not for you", errno=7)
+                done["yielded"] += 1
+                yield [number, "x" * 10_000]
+        finally:
+            done["closed"] += 1
+
+    async def sync(request):
+        return "synced"
+
+    async def serve():
+        nonlocal token
+        token = trio.lowlevel.current_trio_token()
+        server = ControlServer(path, {CountRequest: count, SyncRequest: sync})
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.run)
+                started.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert started.wait(10)
+    yield path, done
+    token.run_sync_soon(scope.cancel)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def numbers(client, **options):
+    return [msgspec.json.decode(raw)[0] for raw in client.answers(CountRequest(**options))]
+
+
+def test_what_is_yielded_comes_line_by_line_and_the_connection_goes_on(counting):
+    path, done = counting
+    with ControlClient(path) as client:
+        assert numbers(client, until=5) == [0, 1, 2, 3, 4]
+        assert numbers(client, until=0) == []
+        assert numbers(client, until=1) == [0]
+        assert [msgspec.json.decode(raw) for raw in client.answers(SyncRequest())] == ["synced"]
+        assert msgspec.json.decode(client.ask(SyncRequest())) == "synced"
+    assert done == {"yielded": 6, "closed": 3}
+
+
+def test_an_error_in_the_middle_ends_it(counting):
+    path, done = counting
+    with ControlClient(path) as client:
+        answers = client.answers(CountRequest(until=5, fails=2))
+        assert [msgspec.json.decode(next(answers))[0] for _ in range(2)] == [0, 1]
+        with pytest.raises(ControlError, match="not for you") as caught:
+            next(answers)
+        assert caught.value.errno == 7 and done["closed"] == 1
+        assert numbers(client, until=2) == [0, 1]
+
+
+def test_who_hangs_up_in_the_middle_stops_it_and_nothing_runs_ahead(counting):
+    path, done = counting
+    client = ControlClient(path)
+    answers = client.answers(CountRequest(until=100_000))
+    next(answers)
+    next(answers)
+    for _ in range(20):  # the socket's buffers fill, then nothing more is made
+        before = done["yielded"]
+        threading.Event().wait(0.05)
+        if before == done["yielded"]:
+            break
+    assert done["yielded"] < 1000 and not done["closed"]
+    client.close()
+    for _ in range(100):
+        if done["closed"]:
+            break
+        threading.Event().wait(0.05)
+    assert done["closed"] == 1
+    with ControlClient(path) as another:
+        assert numbers(another, until=3) == [0, 1, 2]
+
+
+def test_a_request_beyond_all_bounds_is_not_even_sent(counting):
+    with ControlClient(counting[0]) as client:
+        with pytest.raises(ControlError, match="name less"):
+            client.ask(control.MemberFailRequest(reason="x" * control.REQUEST_BYTES_MAX))
+        assert numbers(client, until=1) == [0]

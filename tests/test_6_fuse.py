@@ -8,11 +8,20 @@ from types import SimpleNamespace
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from raidfs.daemon import fuse
 from raidfs.daemon.fuse import FuseOperations, answered, groups_of
 from raidfs.errors import FsError, MemberError, OutOfSpace, ReadOnly, Unrecoverable
 from raidfs.fs.attributes import Attributes, Caller, Entry
+from raidfs.fs.door import Door
+from raidfs.lane import Gate
+
+
+def stub(**functions):
+    """A volume that has these functions, and an open door."""
+    return SimpleNamespace(door=Door(Gate()), **functions)
+
 
 TOLD = Attributes(7, 1, 0o100644, 1, 2, 3, 0, 99, 1, 4096, 11, 12, 13, 14)
 
@@ -34,11 +43,11 @@ TOLD = Attributes(7, 1, 0o100644, 1, 2, 3, 0, 99, 1, 4096, 11, 12, 13, 14)
 )
 def test_every_error_becomes_an_answer(error, number, caplog):
     @answered
-    async def handler():
+    async def handler(operations):
         raise error
 
     with pytest.raises(pyfuse3.FUSEError) as caught:
-        trio.run(handler)
+        trio.run(handler, FuseOperations(stub()))
     assert caught.value.errno == number
     ours = not isinstance(error, fuse.RaidfsError | pyfuse3.FUSEError)
     assert bool([r for r in caplog.records if r.exc_info]) == ours  # a traceback for ours only
@@ -62,11 +71,26 @@ def test_every_handler_is_guarded_and_overrides_one_of_pyfuse3():
     assert unguarded == {"forget"}
 
 
+def test_requests_wait_while_the_door_is_closed():
+    async def test():
+        volume, asked = stub(lookup=lambda *_: asked.append("lookup") or TOLD), []
+        volume.forget = lambda *_: asked.append("forget")
+        operations = FuseOperations(volume)
+        async with trio.open_nursery() as nursery, volume.door.closed():
+            nursery.start_soon(operations.lookup, 1, b"name", None)
+            nursery.start_soon(operations.forget, [(7, 1)])
+            await trio.testing.wait_all_tasks_blocked()
+            assert not asked
+        assert sorted(asked) == ["forget", "lookup"]
+
+    trio.run(test)
+
+
 def test_a_missing_name_is_answered_so_that_the_kernel_remembers():
     def lookup(parent, name):
         raise FsError(errno.ENOENT)
 
-    operations = FuseOperations(SimpleNamespace(lookup=lookup))
+    operations = FuseOperations(stub(lookup=lookup))
     entry = trio.run(operations.lookup, 1, b"nosuch", None)
     assert entry.st_ino == 0 and entry.entry_timeout > 60
 
@@ -95,7 +119,7 @@ def test_a_listing_counts_references_only_for_what_was_sent(monkeypatch, room):
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     monkeypatch.setattr(fuse, "LISTED_AT_ONCE", 3)
-    volume = SimpleNamespace(
+    volume = stub(
         readdir=readdir, getattr=lambda ino: TOLD, remember=lambda ino: remembered.append(ino)
     )
     trio.run(FuseOperations(volume).readdir, 1, 0, None)
@@ -111,7 +135,7 @@ def test_an_error_in_a_listing_keeps_what_was_sent(monkeypatch):
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", lambda *arguments: True)
     remembered = []
-    volume = SimpleNamespace(
+    volume = stub(
         readdir=readdir, getattr=lambda ino: TOLD, remember=lambda ino: remembered.append(ino)
     )
     trio.run(FuseOperations(volume).readdir, 1, 0, None)

@@ -38,6 +38,8 @@ if [[ "$purpose" == test ]]; then
     need e2fsprogs have mkfs.ext4
     need xfsprogs have xfs_io
     need diffutils have diff
+    need rsync have rsync
+    need spin have spin
     need procps have ps
 fi
 if [[ ${#packages[@]} -gt 0 ]]; then

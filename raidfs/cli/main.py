@@ -17,10 +17,13 @@ VERBS = {
     "statistics": ("raidfs.cli.status", "statistics_command"),
     "list": ("raidfs.cli.status", "list_command"),
     "member": ("raidfs.cli.member", "member_group"),
+    "snapshot": ("raidfs.cli.snapshot", "snapshot_group"),
+    "policy": ("raidfs.cli.policy", "policy_group"),
     "sync": ("raidfs.cli.umount", "sync_command"),
     "umount": ("raidfs.cli.umount", "umount_command"),
     "check": ("raidfs.cli.check", "check_command"),
     "extract": ("raidfs.cli.extract", "extract_command"),
+    "clone": ("raidfs.cli.clone", "clone_command"),
 }
 
 

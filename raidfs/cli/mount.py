@@ -66,6 +66,9 @@ OPTIONS_HELP = """\
 \b
 Options of -o (comma-separated):
   ro               read-only: nothing is written to any member
+  snapdir=visible  list .snapshots in the root, which snapshots below it need to be
+                   exported by NFS; hidden (the default): it is there for whoever
+                   names it
   degraded         mount although members are missing that were there last time
   member=PATH      where a member is now, if not where it was (may be repeated)
   dirty=SIZE       most memory for data that is not yet on members (default 256M)
@@ -99,6 +102,7 @@ class ParsedOptions:
     lane: bool = True
     lane_threads: int = 0
     writeback: bool = False
+    snapshots_listed: bool = False
     members: list[str] = field(default_factory=list)
     fuse: set[str] = field(default_factory=set)
 
@@ -133,6 +137,8 @@ def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
             parsed.debug = True
         case ("log", path) if path:
             parsed.log_path = os.path.abspath(path)
+        case ("snapdir", "visible" | "hidden" as how):
+            parsed.snapshots_listed = how == "visible"
         case ("member", path) if path:
             parsed.members.append(path)
         case ("dirty", size) if size:
@@ -195,7 +201,7 @@ def mount_command(
     verbose: bool,
     kind: str | None,
 ) -> int:
-    """Mount the volume that SOURCE, any one of its members, belongs to.
+    """Mount the volume that SOURCE, any one of its members, belongs to; or a snapshot of it.
 
     Returns when the mount is ready; the daemon goes on in the background until it is unmounted
     (umount, fusermount3 -u, or raidfs-ctl umount, which waits until all is on the members).
@@ -204,6 +210,7 @@ def mount_command(
     Examples:
       raidfs /srv/disk1 /mnt/tank
       raidfs -o ro,degraded /dev/sdb /mnt/tank
+      raidfs /srv/disk1@monday /mnt/monday    a snapshot, read-only
     In /etc/fstab (needs the mount helper, see `make install`):
       /srv/disk1  /mnt/tank  raidfs       allow_other,nofail  0 0
       /srv/disk1  /mnt/tank  fuse.raidfs  allow_other,nofail  0 0
@@ -212,17 +219,27 @@ def mount_command(
     foreground also 3 when the last changes could not be made durable.
     """
     # Imported late: --help and wrong arguments need neither numpy nor libfuse.
+    from raidfs.cli import target
+    from raidfs.daemon.bound import bind_snapshot
     from raidfs.daemon.main import MountOptions, mount
     from raidfs.daemon.session import LaneOptions
     from raidfs.store.store import DIRTY_BYTES_MAX
 
     parsed = parse_options(options)
     lane = LaneOptions(parsed.lane_threads, parsed.writeback) if parsed.lane else None
+    source, snapshot = target.split(source)
+    if snapshot is not None:
+        found = target.find(source)
+        if isinstance(found, target.Mounted) and not found.entry.closing:
+            bind_snapshot(found.entry, target.check_text(snapshot), mountpoint, parsed.fuse)
+            return 0
     return mount(
         MountOptions(
             source=source,
             mountpoint=mountpoint,
             foreground=foreground,
+            snapshot=snapshot,
+            snapshots_listed=parsed.snapshots_listed,
             read_only=parsed.read_only,
             degraded=parsed.degraded,
             members=tuple(parsed.members),

@@ -1,9 +1,15 @@
-"""What the user means by MOUNTPOINT-OR-MEMBER: a volume that a daemon serves, or a bare member."""
+"""What the user means by MOUNTPOINT-OR-MEMBER: a volume that a daemon serves, or a bare member.
+
+And what is meant by SNAPSHOT: MOUNTPOINT-OR-MEMBER NAME, the two with an "@" between them, or
+MOUNTPOINT/.snapshots/NAME. No name of a snapshot has "/" or "@" in it, so none is ambiguous; what
+exists as it was written is taken for a mountpoint or member first.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +19,8 @@ from raidfs.daemon.registry import Entry
 from raidfs.errors import LabelMissing, UsageError
 from raidfs.raid.label import Label
 from raidfs.raid.places import peek
+
+SNAPSHOTS = ".snapshots"  # the directory in the root of a mount in which they are seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,81 @@ class Unmounted:
     label: Label
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Snapshots of one volume, which need not exist. `where`: the volume as the user wrote it."""
+
+    volume: Mounted | Unmounted
+    where: str
+    names: tuple[str, ...]
+
+
+def snapshots(words: Sequence[str], least: int = 1, most: int | None = 1) -> Named:
+    """What WHERE NAME..., WHERE@NAME and paths below .snapshots name: at least and at most so many
+    of one volume."""
+    where, name = split(words[0])
+    volume = find(where)
+    names = [] if name is None else [name]
+    for word in words[1:]:
+        other, name = (None, word) if not {"@", "/"} & set(word) else split(word)
+        if other is not None and (name is None or not _same(volume, find(other))):
+            raise UsageError(f"{word} names no snapshot of {where}; name those of one volume")
+        names.append(name or "")
+    _check_names(names, where, least, most)
+    return Named(volume, where, tuple(names))
+
+
+def _check_names(names: Sequence[str], where: str, least: int, most: int | None) -> None:
+    for name in names:
+        if not name:
+            raise UsageError(f"the name of a snapshot of {where} is empty")
+        check_text(name)
+    if len(names) < least:
+        wanted = "the name of a snapshot" if least == 1 else f"the names of {least} snapshots"
+        raise UsageError(f"{wanted} of {where} must follow, or be written as {where}@NAME")
+    if most is not None and len(names) > most:
+        raise UsageError(f"{names[most]!r} is one name too many; quote names that have blanks")
+
+
+def split(word: str) -> tuple[str, str | None]:
+    """The volume that a word names, and the snapshot, if it names one."""
+    above, name = os.path.split(os.path.abspath(word))
+    mountpoint, directory = os.path.split(above)
+    if directory == SNAPSHOTS and mounts.is_mounted(mounts.resolve(mountpoint)):
+        return mountpoint, name
+    known = mounts.mount_at(word) is not None or os.path.lexists(word)
+    if known or "@" not in word or any(e.volume_name == word for e, _ in registry.entries()):
+        return word, None
+    where, _, name = word.rpartition("@")
+    return where, name
+
+
+def _same(one: Mounted | Unmounted, other: Mounted | Unmounted) -> bool:
+    return volume_id(one) == volume_id(other)
+
+
+def volume_id(volume: Mounted | Unmounted) -> str:
+    """Whichever way it was named."""
+    if isinstance(volume, Mounted):
+        return volume.entry.volume_id
+    return volume.label.volume_id
+
+
+def check_text(text: str) -> str:
+    """UsageError unless it is Unicode, which is all that a daemon understands."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{text!a} is not UTF-8, as names and notes must be") from None
+    return text
+
+
 def find(target: str) -> Mounted | Unmounted:
     """Looks for a mountpoint, then for a member, then for a mounted volume of that name."""
     mounted = mounts.mount_at(target)
     if mounted is not None and mounted.kind == mounts.FILESYSTEM_TYPE:
         for entry, socket in registry.entries():
-            if entry.mountpoint == mounted.mountpoint:
+            if mounts.is_of(mounted, entry.mountpoint):
                 return Mounted(entry, socket)
         raise UsageError(
             f"{target} is mounted, but its daemon can't be found: it has died (then clear the"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import time
@@ -11,7 +12,7 @@ import click
 
 from raidfs.cli import target
 from raidfs.cli.output import print_json
-from raidfs.daemon import registry
+from raidfs.daemon import mounts, registry
 from raidfs.daemon.control import ControlClient, StopRequest, SyncRequest, WaitRequest
 from raidfs.errors import UsageError
 
@@ -40,9 +41,28 @@ def _wait_until_gone(volume_id: str, timeout_s: float) -> None:
         time.sleep(GONE_POLL_S)
 
 
+def _check_seen_once(mountpoint: str) -> None:
+    """The kernel would keep the volume for whatever else is mounted of it."""
+    mounted = mounts.mount_at(mountpoint)
+    others = mounts.others_of(mounted) if mounted is not None else []
+    if others:
+        listing = ", ".join(other.mountpoint for other in others)
+        raise UsageError(
+            f"a part of the volume is mounted on {listing}, too; unmount that first, or use"
+            " --force, after which programs there get errors",
+            errno.EBUSY,
+        )
+
+
 def unmount(where: str, force: bool, timeout_s: float | None) -> str:
     """Unmounts and waits until the volume is closed and its members are free. The mountpoint."""
+    bound = mounts.mount_at(where)
+    if bound is not None and bound.kind == mounts.FILESYSTEM_TYPE and bound.root != "/":
+        _take_away(bound.mountpoint)  # a snapshot, say; the volume stays mounted
+        return bound.mountpoint
     found = target.must_be_mounted(where, "umount")
+    if not force:
+        _check_seen_once(found.entry.mountpoint)
     client: ControlClient
     with found.client() as client:
         if force:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 
-from raidfs.daemon.fuse import LISTED_AT_ONCE, Watcher
+from raidfs.daemon.fuse import FLEETING_INO, LISTED_AT_ONCE, Watcher
 from raidfs.daemon.protocol import (
     CREATE,
     CREATE_IN,
@@ -80,9 +80,9 @@ class CarriedNames:
     def _lookup(self, request: Request) -> bytes:
         """A missing name is remembered by the kernel as missing."""
         try:
-            return entry_out(self._volume.lookup(request.ino, request.name()))
+            return entry_out(self._volume.lookup(request.ino, request.name()), request.ino)
         except RaidfsError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT or request.ino == FLEETING_INO:
                 raise
             return NO_ENTRY
 
@@ -167,6 +167,6 @@ class CarriedNames:
                 if entry.name in DOTS:
                     listed.append(dirent_out(entry, None))
                 else:
-                    listed.append(dirent_out(entry, volume.getattr(entry.ino)))
+                    listed.append(dirent_out(entry, volume.getattr(entry.ino), ino))
                     volume.remember(entry.ino)
                 after = entry.cookie

@@ -1,18 +1,27 @@
 """The control socket of a daemon: one line of JSON in, one line of JSON out, any number of times.
 
+A request whose handler is an asynchronous generator is answered by one line for each thing it
+yields, and one more, without `more`, at the end.
+
 1. Only the daemon's own user and root are answered; the socket is 0600 and the peer is asked for.
 2. A request is decoded strictly, of bounded length, and changes nothing unless it is understood.
 3. Every reply carries `version`; one that reports an error carries the sentence for the user.
+4. A reply of many lines takes no more memory than one line: the next is made when the client has
+   taken the last, and none when it has gone.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import logging
+import operator
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +33,7 @@ from raidfs.daemon.status import VolumeStatus
 from raidfs.errors import RaidfsError
 
 VERSION = 1
-REQUEST_BYTES_MAX = 64 << 10
+REQUEST_BYTES_MAX = 1 << 20  # the names of thousands of snapshots
 REPLY_BYTES_MAX = 16 << 20
 IDLE_S_MAX = 30.0
 log = logging.getLogger(__name__)
@@ -34,6 +43,10 @@ class Request(msgspec.Struct, frozen=True, tag_field="verb", forbid_unknown_fiel
     """What all requests have in common; the verb is the tag."""
 
     version: int = VERSION
+
+    def changes(self) -> bool:
+        """Whether it may change the volume."""
+        return False
 
 
 class StatusRequest(Request, frozen=True, tag="status"):
@@ -64,25 +77,23 @@ class MemberFailRequest(Request, frozen=True, tag="member-fail"):
     force: bool = False
 
 
-AnyRequest = (
-    StatusRequest | StatisticsRequest | SyncRequest | WaitRequest | StopRequest | MemberFailRequest
-)
-
-
 class Reply(msgspec.Struct, frozen=True):
-    """`error` empty: `result` is the answer. Else `error` is a sentence and `errno` its number."""
+    """`error` empty: `result` is the answer. Else `error` is a sentence and `errno` its number.
+    `more`: further replies to the same request follow."""
 
     version: int = VERSION
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
     errno: int = 0
+    more: bool = False
 
 
 class ControlError(RaidfsError):
     """A daemon can't be reached, or answered what is no answer."""
 
 
-Handler = Callable[[Any], Awaitable[Any]]
+Handler = Callable[[Any], Awaitable[Any] | AsyncGenerator[Any, None]]
+NULL = b"null"
 
 
 def peer_uid(connection: socket.socket | trio.socket.SocketType) -> int:
@@ -117,7 +128,7 @@ class ControlServer:
     def __init__(self, path: Path, handlers: dict[type[Request], Handler]) -> None:
         self._listener = listen(path)
         self._handlers = handlers
-        self._decoder = msgspec.json.Decoder(AnyRequest)
+        self._decoder = msgspec.json.Decoder(functools.reduce(operator.or_, handlers))
         self._requests = 0
         self._unanswered = 0
         self._answered = trio.Event()
@@ -164,16 +175,34 @@ class ControlServer:
             del pending[: end + 1]
             self._unanswered += 1
             try:
-                await stream.send_all(msgspec.json.encode(await self._answer(line)) + b"\n")
+                await self._answer(stream, line)
             finally:
                 self._unanswered -= 1
                 self._answered.set()
                 self._answered = trio.Event()
 
-    async def _answer(self, line: bytes) -> Reply:
+    async def _answer(self, stream: trio.SocketStream, line: bytes) -> None:
         self._requests += 1
+        request = self._understood(line)
+        if isinstance(request, Reply):
+            await _send(stream, request)
+            return
+        handled = self._handlers[type(request)](request)
+        if not inspect.isasyncgen(handled):
+            assert isinstance(handled, Awaitable)
+            await _send(stream, await _outcome(handled))
+            return
+        async with aclosing(handled) as parts:
+            more = True
+            while more:
+                reply = await _outcome(anext(parts, None))
+                more = not reply.error and bytes(reply.result) != NULL
+                await _send(stream, msgspec.structs.replace(reply, more=more))
+
+    def _understood(self, line: bytes) -> Request | Reply:
+        """The request, or what to reply to something else."""
         try:
-            request = self._decoder.decode(line)
+            request: Request = self._decoder.decode(line)
         except msgspec.DecodeError as error:
             return Reply(error=f"the request was not understood: {error}", errno=errno.EINVAL)
         if request.version != VERSION:
@@ -182,14 +211,22 @@ class ControlServer:
                 " use the raidfs-ctl that belongs to it",
                 errno=errno.EPROTO,
             )
-        try:
-            result = await self._handlers[type(request)](request)
-        except RaidfsError as error:
-            return Reply(error=str(error), errno=error.errno)
-        except Exception:
-            log.exception("control: a request failed")
-            return Reply(error="the daemon failed here; its log has the details", errno=errno.EIO)
-        return Reply(result=msgspec.Raw(msgspec.json.encode(result)))
+        return request
+
+
+async def _outcome(result: Awaitable[Any]) -> Reply:
+    """Waits for a handler, or for the next thing it yields."""
+    try:
+        return Reply(result=msgspec.Raw(msgspec.json.encode(await result)))
+    except RaidfsError as error:
+        return Reply(error=str(error), errno=error.errno)
+    except Exception:
+        log.exception("control: a request failed")
+        return Reply(error="the daemon failed here; its log has the details", errno=errno.EIO)
+
+
+async def _send(stream: trio.SocketStream, reply: Reply) -> None:
+    await stream.send_all(msgspec.json.encode(reply) + b"\n")
 
 
 class ControlClient:
@@ -226,13 +263,19 @@ class ControlClient:
 
     def send(self, request: Request) -> None:
         """Sends without waiting for the answer."""
+        line = msgspec.json.encode(request) + b"\n"
+        if len(line) > REQUEST_BYTES_MAX:
+            raise ControlError("that is too much to ask at once; name less", errno.E2BIG)
         try:
-            self._socket.sendall(msgspec.json.encode(request) + b"\n")
+            self._socket.sendall(line)
         except OSError as error:
             raise ControlError(f"the daemon hung up ({error.strerror})", error.errno) from error
 
     def receive(self, timeout_s: float | None = 60.0) -> msgspec.Raw:
         """The result of the oldest request not yet answered; a reported error is raised."""
+        return self._receive(timeout_s).result
+
+    def _receive(self, timeout_s: float | None) -> Reply:
         self._socket.settimeout(timeout_s)
         try:
             line = self._stream.readline(REPLY_BYTES_MAX)
@@ -248,7 +291,18 @@ class ControlClient:
             raise ControlError(f"the daemon's answer was not understood: {error}") from error
         if reply.error:
             raise ControlError(reply.error, reply.errno or errno.EIO)
-        return reply.result
+        return reply
+
+    def answers(self, request: Request) -> Iterator[msgspec.Raw]:
+        """Sends; all that is replied, one by one, however long each takes: what handlers yield, or
+        the one result."""
+        self.send(request)
+        reply = self._receive(None)
+        if not reply.more and bytes(reply.result) != NULL:
+            yield reply.result
+        while reply.more:
+            yield reply.result
+            reply = self._receive(None)
 
     def ask(self, request: Request, timeout_s: float | None = 60.0) -> msgspec.Raw:
         """Sends and waits."""

@@ -5,7 +5,8 @@
 2. One reference is counted for each inode the kernel was told of, no more: in a directory listing
    only for the entries that fitted into the reply.
 3. Names, attributes and pages stay in the kernel's caches for long: all changes pass through it,
-   so nothing there can be out of date.
+   so nothing there can be out of date. But what it knows of `.snapshots` and the names in it, it
+   must ask for again each time: snapshots come and go without it.
 4. A change waits while the metadata has to be committed first (`Volume.ready`); then it is made and
    answered in one piece.
 """
@@ -39,11 +40,13 @@ from pyfuse3 import (
 
 from raidfs.errors import MemberError, MemberFull, RaidfsError
 from raidfs.fs.attributes import Attributes, Caller, Changes, Entry
+from raidfs.fs.views import SNAPSHOTS_INO
 from raidfs.fs.volume import Volume
 
 log = logging.getLogger("raidfs.fuse")
 
 CACHE_S = 300.0
+FLEETING_INO = SNAPSHOTS_INO  # of this inode and its names the kernel keeps nothing
 LISTED_AT_ONCE = 128
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
@@ -66,12 +69,13 @@ def errno_of(name: str, error: Exception) -> int:
 
 
 def answered(handler: Handler) -> Handler:
-    """Promise 1, for one handler."""
+    """Promise 1, for one handler, which waits while the volume's door is closed."""
 
     @functools.wraps(handler)
-    async def guarded(*arguments: Any) -> Any:
+    async def guarded(operations: FuseOperations, *arguments: Any) -> Any:
         try:
-            return await handler(*arguments)
+            async with operations.door.passing():
+                return await handler(operations, *arguments)
         except FUSEError:
             raise
         except Exception as error:
@@ -80,13 +84,13 @@ def answered(handler: Handler) -> Handler:
     return guarded  # type: ignore[return-value]
 
 
-def entry_of(told: Attributes) -> EntryAttributes:
-    """Attributes as pyfuse3 wants them."""
+def entry_of(told: Attributes, parent: int = 0) -> EntryAttributes:
+    """Attributes as pyfuse3 wants them, perhaps of what stands in `parent`."""
     entry = EntryAttributes()
     entry.st_ino = InodeT(told.ino)
     entry.generation = told.generation
-    entry.entry_timeout = CACHE_S
-    entry.attr_timeout = CACHE_S
+    entry.entry_timeout = 0 if parent == FLEETING_INO else CACHE_S
+    entry.attr_timeout = 0 if told.ino == FLEETING_INO else CACHE_S
     entry.st_mode = ModeT(told.mode)
     entry.st_nlink = told.nlink
     entry.st_uid = told.uid
@@ -164,6 +168,7 @@ class FuseOperations(pyfuse3.Operations):
     def __init__(self, volume: Volume, watcher: Watcher | None = None) -> None:
         super().__init__()
         self._volume = volume
+        self.door = volume.door
         self._watcher = watcher or Watcher()
 
     # -- names ------------------------------------------------------------------------------------
@@ -174,14 +179,15 @@ class FuseOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Finds a name; a missing one is remembered by the kernel as missing."""
         try:
-            return entry_of(self._volume.lookup(parent_inode, name))
+            return entry_of(self._volume.lookup(parent_inode, name), parent_inode)
         except RaidfsError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT or parent_inode == FLEETING_INO:
                 raise
             return no_entry()
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Takes references back. Nobody waits for an answer."""
+        await self.door.opened()
         for ino, count in inode_list:
             try:
                 self._volume.forget(ino, count)
@@ -284,19 +290,19 @@ class FuseOperations(pyfuse3.Operations):
         try:
             while entries := self._volume.readdir(fh, after, LISTED_AT_ONCE):
                 for entry in entries:
-                    if not self._list(token, entry):
+                    if not self._list(token, entry, fh):
                         return
                     after = entry.cookie
         except RaidfsError:
             if after == start_id:
                 raise
 
-    def _list(self, token: ReaddirToken, entry: Entry) -> bool:
+    def _list(self, token: ReaddirToken, entry: Entry, directory: int) -> bool:
         """Adds one entry to a listing; False if it has no room left."""
         name = FileNameT(entry.name)
         if entry.name in (b".", b".."):
             return pyfuse3.readdir_reply(token, name, dot_entry(entry.ino), entry.cookie)
-        told = entry_of(self._volume.getattr(entry.ino))
+        told = entry_of(self._volume.getattr(entry.ino), directory)
         if not pyfuse3.readdir_reply(token, name, told, entry.cookie):
             return False
         self._volume.remember(entry.ino)

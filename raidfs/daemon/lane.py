@@ -25,7 +25,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
@@ -35,10 +34,11 @@ import trio
 from raidfs._native import lib
 from raidfs.daemon.carried import OPCODES, Answer, CarriedRequests
 from raidfs.daemon.device import Device, open_device
-from raidfs.daemon.fuse import CACHE_S, FuseOperations, Watcher, errno_of
+from raidfs.daemon.fuse import CACHE_S, FLEETING_INO, FuseOperations, Watcher, errno_of
 from raidfs.daemon.protocol import LOOKUP, RENAME, RENAME2, RMDIR, STATFS, UNLINK
 from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, captured_stderr
 from raidfs.daemon.status import LaneStatus
+from raidfs.daemon.teller import Teller, inode_notice
 from raidfs.errors import UsageError
 from raidfs.fs.volume import Volume
 from raidfs.lane import Lane, LaneSetup
@@ -59,8 +59,6 @@ AFTER_RELEASE = frozenset({LOOKUP, UNLINK, RMDIR, RENAME, RENAME2, STATFS})
 RETRY_S = 0.01
 ATTRIBUTES_ONLY = -1  # as an offset of NOTIFY
 WRITEBACK_CACHE = 1 << 16  # of INIT
-NOTIFY_INVALIDATE = 2
-NOTIFY = struct.Struct("=IiQQqq")  # length, code, 0, inode, offset, length
 SO_SNDBUFFORCE = 32
 ASK_PARTS = 16  # the lane asks for credits each time it has spent this part of the dirty room
 
@@ -94,6 +92,9 @@ class LaneSession(Watcher):
         self._volume = volume
         self._options = options
         self._operations = FuseOperations(volume, self)
+        self._teller = Teller(volume, self._notify)
+        volume.audience = self._teller
+        volume.kernel_keeps_sizes = options.writeback
         self._device: Device | None = None
         self._lane: Lane | None = None
         self._clones: list[int] = []
@@ -149,6 +150,7 @@ class LaneSession(Watcher):
             carry=sum(1 << opcode for opcode in OPCODES),
             serve=serve,
             ask_cells=max(1, self._store.dirty_cells_max // ASK_PARTS),
+            fleeting_ino=FLEETING_INO,
         )
 
     def _hand_over(self, theirs: socket.socket, words: Collection[str]) -> None:
@@ -179,9 +181,11 @@ class LaneSession(Watcher):
             nursery.start_soon(self._serve, lane, nursery)
             nursery.start_soon(self._look_late, lane)
             nursery.start_soon(self._grant, lane)
+            nursery.start_soon(self._teller.run, self._counted)
             await pyfuse3.main()
             while self._under_way:
                 await self._done.wait()
+            await self._volume.door.opened()  # the lane can't stop while the gate is shut
             nursery.cancel_scope.cancel()
 
     @contextlib.contextmanager
@@ -210,6 +214,7 @@ class LaneSession(Watcher):
 
     def close(self) -> None:
         """Promise 2. The threads first, so that nothing is told that the last cut doesn't hold."""
+        self._volume.door.give_way()
         lane, self._lane = self._lane, None
         if lane is not None:
             lane.stop()
@@ -233,6 +238,7 @@ class LaneSession(Watcher):
         """Until cancelled: whatever the lane has for Python."""
         while True:
             await trio.lowlevel.wait_readable(lane.eventfd)
+            await self._volume.door.opened()
             lane.reset()
             more = True
             while more:
@@ -243,6 +249,7 @@ class LaneSession(Watcher):
                     self.stop()
                 if more:  # the flusher and others get their turn
                     await trio.lowlevel.checkpoint()
+                    await self._volume.door.opened()
 
     def _answer_some(self, lane: Lane, nursery: trio.Nursery) -> bool:
         """Promise 1, for those that are there; False: for all of them."""
@@ -257,6 +264,7 @@ class LaneSession(Watcher):
             if isinstance(answer, tuple) and lane.reply(number, *answer):
                 continue
             self._under_way += 1
+            self._volume.door.enter()
             nursery.start_soon(self._answer_later, lane, number, answer)
         return True
 
@@ -273,12 +281,14 @@ class LaneSession(Watcher):
             while not lane.reply(number, *answer):
                 await trio.sleep(RETRY_S)
         finally:
+            self._volume.door.leave()
             self._uncount()
 
     async def _look_late(self, lane: Lane) -> None:
         """Until cancelled: what nobody waits for, if no request came meanwhile."""
         while True:
             await trio.lowlevel.wait_readable(lane.late_fd)
+            await self._volume.door.opened()
             lane.reset_late()
             self._release(lane)
 
@@ -316,7 +326,8 @@ class LaneSession(Watcher):
             cells, self._wanted_cells = self._wanted_cells, 0
             granted = False
             try:
-                granted = await self._store.grant(min(cells, self._store.dirty_cells_max))
+                async with self._volume.door.passing():
+                    granted = await self._store.grant(min(cells, self._store.dirty_cells_max))
             except Exception as error:
                 errno_of("credits", error)
             if granted:
@@ -363,11 +374,16 @@ class LaneSession(Watcher):
         lane = self._lane
         if lane is None:
             return
-        message = NOTIFY.pack(NOTIFY.size, NOTIFY_INVALIDATE, 0, ino, offset, nbytes)
-        with self._counted():
+        message = inode_notice(ino, offset, nbytes)
+        with self._counted(), self._volume.door.ajar():
             number = await trio.to_thread.run_sync(lane.notify, message, limiter=self._draining)
         if number not in (0, errno.ENOENT):
             log.warning("the kernel's cache of inode %d: %s", ino, os.strerror(number))
+
+    def _notify(self, message: bytes) -> int:
+        """In a thread."""
+        lane = self._lane
+        return errno.ESHUTDOWN if lane is None else lane.notify(message)
 
     def status(self) -> LaneStatus | None:
         """See Session."""

@@ -14,6 +14,7 @@ signals.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import logging.handlers
@@ -22,7 +23,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,16 @@ from raidfs.daemon.control import (
 from raidfs.daemon.fuse import groups_of
 from raidfs.daemon.lane import LaneSession
 from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, PlainSession, Session
+from raidfs.daemon.snapshots import SnapshotService
 from raidfs.daemon.status import VolumeStatus, describe
 from raidfs.errors import MemberBusy, RaidfsError, UsageError
+from raidfs.fs.views import SNAPSHOTS_NAME
 from raidfs.fs.volume import Volume
 from raidfs.known import Known
 from raidfs.raid.assembly import Assembly
 from raidfs.raid.places import peek
+from raidfs.store.meta import ROOT_INO
+from raidfs.store.past import as_view
 from raidfs.store.store import DIRTY_BYTES_MAX, Store
 
 log = logging.getLogger("raidfs")
@@ -66,11 +71,14 @@ READY = b"ready"
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """What the mount command was asked for. `fuse_options` go to the kernel as they are;
-    `direct`: past the page cache to the members; without `lane`, pyfuse3 alone serves."""
+    `direct`: past the page cache to the members; without `lane`, pyfuse3 alone serves. `snapshot`:
+    its name, if it alone is to be seen, read-only; `snapshots_listed`: in the root."""
 
     source: str
     mountpoint: str
     foreground: bool = False
+    snapshot: str | None = None
+    snapshots_listed: bool = False
     read_only: bool = False
     degraded: bool = False
     members: tuple[str, ...] = ()
@@ -85,6 +93,8 @@ class MountOptions:
 
 def mount(options: MountOptions) -> int:
     """Serves the volume, in the background unless told otherwise. Returns the exit code."""
+    if options.snapshot is not None:
+        options = dataclasses.replace(options, read_only=True)
     if options.foreground:
         _log_to(_stderr_or_file(options), options.log_level)
         return _serve(options, lambda: None)
@@ -198,6 +208,7 @@ class Daemon:
         self.was_ready = False
         self._ready = ready
         self._outcome = Outcome()
+        self._end_streams: Callable[[], Awaitable[None]] | None = None
         self._session: Session | None = None
 
     def report(self, error: BaseException) -> None:
@@ -241,10 +252,18 @@ class Daemon:
                 groups_of=groups_of,
                 noatime="noatime" in self.options.fuse_options,
                 known=None if self.options.lane is None else Known(),
+                root=self._root(),
+                snapshots_listed=self.options.snapshots_listed,
             )
             if not self.options.read_only:
                 self.volume.reap_orphans()
             await self._serve_mounted()
+
+    def _root(self) -> int:
+        """The root to be seen: the volume's, or that of a snapshot."""
+        if self.options.snapshot is None:
+            return ROOT_INO
+        return as_view(self.store.snapshots.find(self.options.snapshot).id, ROOT_INO)
 
     async def _assemble(self) -> Assembly:
         deadline = trio.current_time() + self.options.wait_busy_s
@@ -332,7 +351,10 @@ class Daemon:
             session = PlainSession(self.volume)
         else:
             session = LaneSession(self.store, self.volume, lane)
-        session.open(self.mountpoint, f"raidfs:{self.assembly.label.volume_name}", words)
+        name = f"raidfs:{self.assembly.label.volume_name}"
+        if self.options.snapshot is not None:
+            name += f"@{self.options.snapshot}"
+        session.open(self.mountpoint, name, words)
         self._session = session
         return session
 
@@ -349,6 +371,8 @@ class Daemon:
         """Promise 2. Whatever happens to the asker, the last cut is made."""
         with trio.CancelScope(shield=True):
             try:
+                if self._end_streams is not None:
+                    await self._end_streams()
                 await self.store.stop()
                 log.info("%s is closed", self.assembly.label.volume_name)
             except RaidfsError as error:
@@ -388,7 +412,17 @@ class Daemon:
             WaitRequest: self._wait,
             StopRequest: self._stop,
             MemberFailRequest: self._fail_member,
+            **self._snapshots().handlers(),
         }
+
+    def _snapshots(self) -> SnapshotService:
+        seen_at = os.path.join(self.mountpoint, SNAPSHOTS_NAME.decode())
+        whole = self.options.snapshot is None
+        service = SnapshotService(
+            self.volume, seen_at=seen_at if whole else None, drain=self._drain
+        )
+        self._end_streams = service.streams.end
+        return service
 
     async def _status(self, _: StatusRequest) -> VolumeStatus:
         return self.status()
@@ -408,9 +442,12 @@ class Daemon:
         }
 
     async def _sync(self, _: SyncRequest) -> None:
+        await self._drain()
+        await self.store.commit()
+
+    async def _drain(self) -> None:
         if self._session is not None:
             await self._session.drain()
-        await self.store.commit()
 
     async def _wait(self, _: WaitRequest) -> None:
         await self._outcome.known.wait()

@@ -21,12 +21,14 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of /proc/self/mountinfo. `device` is major:minor."""
+    """One line of /proc/self/mountinfo. `device` is major:minor; `root`: what is to be seen of the
+    filesystem: "/", or the directory that was bound."""
 
     mountpoint: str
     kind: str
     source: str
     device: str
+    root: str = "/"
 
 
 def _unescape(text: str) -> str:
@@ -40,7 +42,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
         before, separator, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
         if separator and len(fields) >= 6 and len(rest) >= 2:
-            mounts.append(Mount(_unescape(fields[4]), rest[0], _unescape(rest[1]), fields[2]))
+            mountpoint, source, root = map(_unescape, (fields[4], rest[1], fields[3]))
+            mounts.append(Mount(mountpoint, rest[0], source, fields[2], root))
     return mounts
 
 
@@ -64,6 +67,23 @@ def mount_at(path: str | os.PathLike[str]) -> Mount | None:
     if not found and os.path.islink(wanted):
         return mount_at(os.path.realpath(wanted))
     return found[-1] if found else None
+
+
+def is_of(mount: Mount, mountpoint: str) -> bool:
+    """Whether that is the filesystem mounted on `mountpoint`, or a directory of it, bound."""
+    if mount.mountpoint == mountpoint:
+        return True
+    found = mount_at(mountpoint)
+    return found is not None and found.device == mount.device
+
+
+def others_of(mount: Mount) -> list[Mount]:
+    """What else is to be seen of the same filesystem elsewhere: bound directories."""
+    return [
+        each
+        for each in all_mounts()
+        if each.device == mount.device and each.mountpoint != mount.mountpoint
+    ]
 
 
 def is_mounted(mountpoint: str) -> bool:

@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 
-from raidfs.daemon.fuse import CACHE_S
+from raidfs.daemon.fuse import CACHE_S, FLEETING_INO
 from raidfs.errors import FsError
 from raidfs.fs.attributes import Attributes, Caller, Entry, Usage
 
@@ -188,14 +188,21 @@ def _attributes(told: Attributes) -> tuple[int, ...]:
     )
 
 
-def entry_out(told: Attributes) -> bytes:
-    """struct fuse_entry_out: an inode that the kernel refers to from now on."""
-    return ENTRY_OUT.pack(told.ino, told.generation, TIMEOUT_S, TIMEOUT_S, 0, 0, *_attributes(told))
+def entry_out(told: Attributes, parent: int = 0) -> bytes:
+    """struct fuse_entry_out: an inode that the kernel refers to from now on, as what stands in
+    `parent`."""
+    name_s, attributes_s = _timeout(parent), _timeout(told.ino)
+    return ENTRY_OUT.pack(told.ino, told.generation, name_s, attributes_s, 0, 0, *_attributes(told))
+
+
+def _timeout(ino: int) -> int:
+    """For how long the kernel may keep an inode's attributes, or the names in it."""
+    return 0 if ino == FLEETING_INO else TIMEOUT_S
 
 
 def attr_out(told: Attributes) -> bytes:
     """struct fuse_attr_out."""
-    return ATTR_OUT.pack(TIMEOUT_S, 0, 0, *_attributes(told))
+    return ATTR_OUT.pack(_timeout(told.ino), 0, 0, *_attributes(told))
 
 
 def dirent_bytes(name: bytes) -> int:
@@ -203,10 +210,10 @@ def dirent_bytes(name: bytes) -> int:
     return ENTRY_BYTES + len(name) + 7 & ~7
 
 
-def dirent_out(entry: Entry, told: Attributes | None) -> bytes:
+def dirent_out(entry: Entry, told: Attributes | None, parent: int = 0) -> bytes:
     """struct fuse_direntplus. None: `.` or `..`, of which the kernel wants number and type."""
     name, mode = entry.name, stat.S_IFDIR if told is None else told.mode
-    head = bytes(ENTRY_OUT.size) if told is None else entry_out(told)
+    head = bytes(ENTRY_OUT.size) if told is None else entry_out(told, parent)
     made = head + DIRENT.pack(entry.ino, entry.cookie, len(name), mode >> 12) + name
     return made.ljust(dirent_bytes(name), b"\0")
 
@@ -225,7 +232,7 @@ def statx_out(told: Attributes) -> bytes:
     times: list[int] = []
     for time_ns in (told.atime_ns, told.btime_ns, told.ctime_ns, told.mtime_ns):
         times += [*divmod(time_ns, SECOND_NS), 0]
-    return STATX_OUT.pack(TIMEOUT_S, 0, 0, 0, 0) + SX.pack(
+    return STATX_OUT.pack(_timeout(told.ino), 0, 0, 0, 0) + SX.pack(
         STATX_BASIC | STATX_BTIME,
         told.blksize,
         0,

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyfuse3
+import trio
 
-from raidfs.daemon.device import SUBTYPE
+from raidfs.daemon.device import DEVICE, SUBTYPE
 from raidfs.daemon.fuse import FuseOperations
 from raidfs.daemon.status import LaneStatus
+from raidfs.daemon.teller import Teller
 from raidfs.errors import UsageError
 from raidfs.fs.volume import Volume
 
@@ -68,6 +70,16 @@ class Session(Protocol):
         """What the lane did, in full."""
 
 
+def devices() -> set[int]:
+    """This process's descriptors of the FUSE device."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == DEVICE:
+                found.add(int(name))
+    return found
+
+
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
     """What C code (libfuse, fusermount3) prints on descriptor 2 meanwhile, as text."""
@@ -91,12 +103,16 @@ class PlainSession:
 
     def __init__(self, volume: Volume) -> None:
         self._operations = FuseOperations(volume)
+        self._teller = Teller(volume, self._notify, abandons=True)
+        volume.audience = self._teller
         self._open = False
+        self._device = -1  # libfuse's descriptor of the FUSE device
 
     def open(self, mountpoint: str, name: str, words: Collection[str]) -> None:
         """See Session."""
         escaped = name.replace("\\", "\\\\").replace(",", "\\,")
         options = {f"subtype={SUBTYPE}", f"fsname={escaped}", *words}
+        before = devices()
         with captured_stderr() as text:
             try:
                 pyfuse3.init(self._operations, mountpoint, options)
@@ -107,10 +123,22 @@ class PlainSession:
                     errno.EPERM,
                 ) from error
         self._open = True
+        self._device = min(devices() - before, default=-1)
 
     async def run(self) -> None:
         """See Session."""
-        await pyfuse3.main()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._teller.run, contextlib.nullcontext)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    def _notify(self, message: bytes) -> int:
+        """In a thread, which may be left alone where the kernel gets no answers any more."""
+        try:
+            os.write(self._device, message)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
     async def drain(self) -> None:
         """The kernel holds nothing back: its write-back cache is off."""
@@ -122,6 +150,7 @@ class PlainSession:
 
     def close(self) -> None:
         """Lazily: open files keep nothing alive."""
+        self._device = -1
         if self._open:
             self._open = False
             pyfuse3.close(unmount=True)
