@@ -220,7 +220,7 @@ async def test_damage_is_told_and_healed(tmp_path, kind):
     run_check(paths)
 
 
-@pytest.mark.parametrize("kind", ["directory", "image"])
+@pytest.mark.parametrize("kind", ["directory", pytest.param("image", marks=pytest.mark.slow)])
 @pytest.mark.trio
 async def test_zones_that_are_erased_and_their_places_used_again(tmp_path, kind):
     """An address is never of other content, however often the place behind it is."""

@@ -455,6 +455,7 @@ async def run(directory, steps, seed, nbytes_max, monkeypatch, *, faults=False):
         return kernel, volume.known.statistics()
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_nothing_stale_and_references_exact(tmp_path, monkeypatch):
     kernel, statistics = await run(tmp_path, 900, 1, PLENTY, monkeypatch)

@@ -101,6 +101,7 @@ def hits(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_random_worlds(monkeypatch):
     """Each seed is a scenario and a way through it. They must reach what matters."""
     asked = hits(monkeypatch)

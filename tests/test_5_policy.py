@@ -131,6 +131,7 @@ def test_a_year_of_sleep_loses_nothing():
     assert all(v.keep for v in judge(Policy(daily=30), taken))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zone", [BERLIN, ZoneInfo("America/Sao_Paulo")])
 def test_years_of_a_timer(zone):
     """Run many times a day: after that, so many of each kind, one from each period."""

@@ -78,6 +78,7 @@ def seek(fd, offset, whence):
 # -- what it serves -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_status_tells_how_requests_were_answered(shared, root):
     before = lane(shared)
     path = root / "file"

@@ -18,6 +18,7 @@ def served(volume):
     return json.loads(done.stdout)["lane"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("direct",), ("direct", "nolane")])
 @pytest.mark.parametrize("kind", ["directories", "images"])
 def test_content_survives_and_a_lost_member_is_made_up_for(workshop, kind, options):

@@ -115,11 +115,11 @@ def scenario(workshop, options, count, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "count"),
     [
-        ((), 5),
-        pytest.param((), 12, marks=pytest.mark.slow),
-        pytest.param(("nolane",), 6, marks=pytest.mark.slow),
+        ((), 12),
+        (("nolane",), 6),
     ],
 )
+@pytest.mark.slow
 def test_a_snapshot_shows_one_instant(workshop, options, count, monkeypatch):
     volume, board, taken, shown = scenario(workshop, options, count, monkeypatch)
     volume.unmount()

@@ -104,9 +104,8 @@ def open_files_go_on(root, held, added, way):
     (root / "odd" / "small").write_bytes(b"small")
 
 
-@pytest.mark.parametrize(
-    "way", ["rw", *(pytest.param(w, marks=pytest.mark.slow) for w in WAYS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_the_kernel_sees_what_was_then(workshop, way):
     volume = workshop.volume(mounted=True, options=[way])
     root = volume.mountpoint

@@ -228,6 +228,7 @@ class Meta(Undo):
             assert all(epoch <= durable for epoch, _, _ in self._replaced)
             self._replaced = []
         self._end()
+        self.zone_inserted = False
         self._begin()
 
     def as_of(self, epoch: int) -> tuple[int, int, int]:

@@ -552,6 +552,8 @@ class Store:
             self._wanted.set()
             if self._stopped is not None:
                 await self._stopped.wait()
+            if self.meta.zone_inserted and self.failed is None:
+                self.meta.commit(None)  # or its columns would be nobody's
             await self.close()
 
     async def close(self) -> None:

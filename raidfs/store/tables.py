@@ -156,6 +156,7 @@ class Tables(Database):
     """See the module."""
 
     next_zone: int = 1
+    zone_inserted = False  # since the last commit
 
     def __init__(self, mirror: Mirror, connection: apsw.Connection) -> None:
         super().__init__(mirror, connection)
@@ -242,6 +243,7 @@ class Tables(Database):
             self._spend()
             self._run(COLUMN_INSERT, (zone, column, member, slot))
         self.next_zone = zone + 1
+        self.zone_inserted = True
 
     def update_zones(self, changed: list[tuple[int, int, int]]) -> None:
         """(fill, live, zone) of each."""
