@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""raidfs at work, as a user would type it: five directories, one volume, two members lost, no byte.
+"""raidfs at work, as a user would type it: five directories, one volume, a snapshot, two members lost.
 
 Everything happens in a new directory under $TMPDIR, which is removed at the end. Nothing is staged:
 each command shown is run as shown, and the first one that doesn't do what it should ends the demo
@@ -94,6 +94,14 @@ def play(demo):
     demo.shell("cp -a tree mnt/")
     demo.shell("raidfs-ctl sync mnt")
     demo.shell("raidfs-ctl status mnt")
+    demo.say("A snapshot. Then something goes wrong; what was, is still there.")
+    demo.shell("raidfs-ctl snapshot create mnt whole --note 'all is well'")
+    demo.shell("rm -rf mnt/tree/include && mv mnt/tree mnt/moved")
+    demo.shell("raidfs-ctl snapshot diff mnt whole | head -5")
+    demo.shell("diff -r --no-dereference tree mnt/.snapshots/whole/tree && echo identical")
+    demo.shell("raidfs-ctl snapshot rollback mnt whole --yes")
+    demo.shell("diff -r --no-dereference tree mnt/tree && echo identical")
+    demo.shell("raidfs-ctl snapshot list mnt")
     demo.say("A member is lost while the volume is in use. Everything still reads as it was.")
     demo.shell("raidfs-ctl member fail mnt disk3 --yes >/dev/null && rm -rf disk3")
     demo.shell("diff -r --no-dereference tree mnt/tree && echo identical")
