@@ -148,6 +148,21 @@ def checked(members: list[SimulatedMember], without: tuple[int, ...] = ()) -> No
     assert not report.findings, report.findings[:10]
 
 
+def simulated(
+    body: Callable[[Volume], Awaitable[None]], level: str = "5", count: int = 3, **options: Any
+) -> list[SimulatedMember]:
+    """Run `body(volume)` on a new volume, then check it; returns the members."""
+    members = new_members(level, count, **options)
+
+    async def test() -> None:
+        async with mounted(members) as volume:
+            await body(volume)
+
+    in_simulated_time(test)
+    checked(members)
+    return members
+
+
 async def write_file(volume: Volume, name: bytes, content: bytes) -> int:
     ino = volume.create(ROOT, name, 0o644, 0, ME).ino
     try:
@@ -156,6 +171,16 @@ async def write_file(volume: Volume, name: bytes, content: bytes) -> int:
         volume.release(ino)
         volume.forget(ino)
     return ino
+
+
+async def overwrite(volume: Volume, name: bytes, content: bytes, offset: int = 0) -> None:
+    ino = volume.lookup(ROOT, name).ino
+    volume.open(ino, 2)
+    try:
+        await volume.write(ino, offset, content)
+    finally:
+        volume.release(ino)
+        volume.forget(ino)
 
 
 async def read_file(volume: Volume, name: bytes) -> bytes:

@@ -13,9 +13,11 @@ from simulated_volume import (
     in_simulated_time,
     mounted,
     new_members,
+    overwrite,
     pattern,
     read_file,
     reopened,
+    simulated,
     write_file,
 )
 from workload import ME
@@ -24,29 +26,6 @@ from raidfs.errors import NoSuchSnapshot, RaidfsError, SnapshotHeld, UsageError
 from raidfs.fs.attributes import Changes
 from raidfs.store.past import as_view, view_of, within
 from raidfs.store.snapshots import check_name
-
-
-def simulated(body, level="5", count=3, **options):
-    """Run `body(volume)` on a new volume, then check it; returns the members."""
-    members = new_members(level, count)
-
-    async def test():
-        async with mounted(members, **options) as volume:
-            await body(volume)
-
-    in_simulated_time(test)
-    checked(members)
-    return members
-
-
-async def overwrite(volume, name, content, offset=0):
-    ino = volume.lookup(ROOT, name).ino
-    volume.open(ino, 2)
-    try:
-        await volume.write(ino, offset, content)
-    finally:
-        volume.release(ino)
-        volume.forget(ino)
 
 
 def seen(volume, snapshot, name):

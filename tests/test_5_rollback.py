@@ -19,9 +19,10 @@ from simulated_volume import (
     fresh_files,
     in_simulated_time,
     mounted,
-    new_members,
+    overwrite,
     pattern,
     read_file,
+    simulated,
     write_file,
 )
 from whole import whole
@@ -34,29 +35,6 @@ from raidfs.store import database
 from raidfs.store import rewrite as rewrite_module
 from raidfs.store import store as store_module
 from raidfs.store.rewrite import rewriting
-
-
-def simulated(body, level="5", count=3, **options):
-    """Run `body(volume)` on a new volume, then check it; returns the members."""
-    members = new_members(level, count, **options)
-
-    async def test():
-        async with mounted(members) as volume:
-            await body(volume)
-
-    in_simulated_time(test)
-    checked(members)
-    return members
-
-
-async def overwrite(volume, name, content, offset=0):
-    ino = volume.lookup(ROOT, name).ino
-    volume.open(ino, 2)
-    try:
-        await volume.write(ino, offset, content)
-    finally:
-        volume.release(ino)
-        volume.forget(ino)
 
 
 async def furnish(volume):

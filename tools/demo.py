@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""raidfs at work, as a user would type it: five directories, one volume, a snapshot, two members lost.
+"""raidfs at work, as a user would type it: five directories, a volume, a snapshot, two losses.
 
 Everything happens in a new directory under $TMPDIR, which is removed at the end. Nothing is staged:
 each command shown is run as shown, and the first one that doesn't do what it should ends the demo
