@@ -433,6 +433,7 @@ def test_what_memory_holds_is_read_although_nothing_may_wait():
     columns.close()
 
 
+@pytest.mark.slow
 def test_zones_come_and_go_while_others_read(tmp_path):
     """A place is used by one zone after the other, as slots are: no reader sees the next one's."""
     columns = Columns(CELL, zones_max=4)

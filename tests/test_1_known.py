@@ -282,7 +282,7 @@ def run(examples, steps):
 
 
 def test_against_a_model():
-    run(examples=150, steps=60)
+    run(examples=80, steps=60)
 
 
 @pytest.mark.slow

@@ -521,6 +521,7 @@ def test_no_answer_leaves_while_the_gate_is_shut():
         expect(bench, queued=2)
 
 
+@pytest.mark.slow
 def test_a_cut_has_a_write_and_its_answer_or_neither():
     """Each writer counts up in a page of its own. What a cut finds in the pages is what the writers
     were answered, neither less nor more."""
@@ -1048,6 +1049,7 @@ def test_the_end_of_the_device_is_told():
         assert bench.told(lambda: bench.lane.ended)
 
 
+@pytest.mark.slow
 def test_stopping_in_the_middle():
     for round_ in range(10):
         with Bench(threads=4, engine="threads" if round_ % 2 else None) as bench:

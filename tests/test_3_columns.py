@@ -136,6 +136,7 @@ async def test_all_that_was_written_is_read_right(tmp_path, kind, level, count):
         assert statistics.cells_rebuilt > 0 and statistics.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "count"), LEVELS)
 @pytest.mark.trio
 async def test_every_loss_that_is_survived(tmp_path, level, count):

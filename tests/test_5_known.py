@@ -472,6 +472,7 @@ async def test_nothing_stale_where_entries_are_evicted(tmp_path, monkeypatch):
     assert kernel.answers["name"] > 50
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_nothing_stale_after_operations_that_failed(tmp_path, monkeypatch):
     kernel, _ = await run(tmp_path, 600, 3, PLENTY, monkeypatch, faults=True)

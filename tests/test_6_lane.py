@@ -323,6 +323,7 @@ def test_fallocate_in_all_modes(root):
             assert caught.value.errno == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("synced", [False, True], ids=["in memory", "on members"])
 def test_copies_within_the_volume(shared, root, synced):
     data = os.urandom(1_000_000)

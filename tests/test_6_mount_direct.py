@@ -49,6 +49,7 @@ def test_content_survives_and_a_lost_member_is_made_up_for(workshop, kind, optio
     volume.unmount()
 
 
+@pytest.mark.slow
 def test_the_lane_reads_through_the_engine(workshop):
     volume = workshop.volume(4, level="5", mounted=True, options=("direct",))
     content = random.Random(6).randbytes(2 << 20)
