@@ -195,6 +195,7 @@ async def compare(volume, wanted):
         volume.release(ino)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "count"), MOSTLY_SLOW)
 def test_random_writes_go_on_for_ever(level, count):
     """Over 70 % of the room, four times as much as all of it."""
@@ -542,6 +543,7 @@ def test_a_member_is_lost_while_zones_are_cleaned():
     checked(members, (1,))
 
 
+@pytest.mark.slow
 def test_random_writes_go_on_when_a_member_is_lost():
     """The spare, which lay on it as well, is another one afterwards."""
     members = new_members("5", 4, slots=20)

@@ -38,6 +38,7 @@ def brief(scenario):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_sabotage_is_found(name):
     scenario, words = SABOTAGED[name]

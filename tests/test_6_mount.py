@@ -27,7 +27,12 @@ def volume(workshop, request):
 
 
 both_ways = pytest.mark.parametrize(
-    "volume", [(), ("nolane",)], indirect=True, ids=["lane", "nolane"]
+    "volume",
+    [
+        pytest.param((), id="lane"),
+        pytest.param(("nolane",), id="nolane", marks=pytest.mark.slow),
+    ],
+    indirect=True,
 )
 
 
@@ -441,6 +446,7 @@ def test_others_are_let_in_only_when_told(open_place):
     assert "Permission denied" in done.stderr
 
 
+@pytest.mark.slow
 def test_concurrent_writers_and_fsyncs(root):
     errors = []
 

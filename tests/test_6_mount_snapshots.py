@@ -241,6 +241,7 @@ def test_a_copy_from_a_snapshot_shares_its_cells(workshop, way):
 # -- coming and going -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both_ways
 def test_names_are_right_at_once(workshop, way):
     """Whatever the kernel was told of them before, missing ones included."""
@@ -275,6 +276,7 @@ def test_names_are_right_at_once(workshop, way):
     volume.check()
 
 
+@pytest.mark.slow
 @both_ways
 def test_what_is_open_of_a_deleted_snapshot(workshop, way):
     """Files, directories and mappings: ESTALE, also for what the kernel had in its cache."""
@@ -378,6 +380,7 @@ def listed(root):
     return found
 
 
+@pytest.mark.slow
 @both_ways
 def test_the_kernel_goes_by_nothing_older_than_a_rollback(workshop, way):
     """Names it had and names it missed, attributes, pages, links, directories moved and replaced;
