@@ -16,7 +16,7 @@
 --       owner) was given a version of the same epoch. So after a crash, the inodes with a version that
 --       died later than state.durable, and those numbered from state.next_ino on, name every row that
 --       has to be undone.
---   V5. zone, column, checksum, owner, share, snapshot, hold, setting, event and member rows change
+--   V5. zone, column, checksum, owner, share, snapshot, hold, kept, recorded, setting, event and member rows change
 --       only in the transaction that makes their epoch durable, and need no undo. leaf rows do, too,
 --       but for a wholesale change (a rollback, a stream received), which takes several transactions;
 --       it kills and inserts versions only, and its undo is that of V4.
@@ -26,7 +26,8 @@
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
---   format      version of all that is described here, 2; any other is refused. 1 had no shares and no snapshots
+--   format      version of all that is described here, 3; any other is refused. 1 had no shares and no snapshots,
+--               2 nothing of groups
 --   durable     every change of an epoch up to this one is in the database, and in the rows that its
 --               leaves refer to. Changes of later epochs may be there too; opening undoes them
 --   next_ino    lowest inode number that no epoch up to `durable` handed out. Never handed out twice,
@@ -208,6 +209,9 @@ CREATE TABLE share (
 --   created_ns  when it was taken
 --   next_ino    as in state, at that epoch
 --   inodes, cells   as in state, at that epoch
+--   group_id    16 bytes: the group snapshot that it is this volume's part of; else NULL. Until that is committed, its
+--               name is ".group-" and these bytes in hex, and it stays at the next opening if `kept` says that it is
+--               prepared
 CREATE TABLE snapshot (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     guid       BLOB NOT NULL,
@@ -217,8 +221,30 @@ CREATE TABLE snapshot (
     note       TEXT NOT NULL,
     next_ino   INTEGER NOT NULL,
     inodes     INTEGER NOT NULL,
-    cells      INTEGER NOT NULL
+    cells      INTEGER NOT NULL,
+    group_id   BLOB UNIQUE
 );
+
+-- What this volume promised to the others of its group, until they have all been told what became of it.
+--   group_id    of the group snapshot, or the number of another work of the whole group
+--   kind        "prepared", "decision": of a snapshot. "intent", "verdict": of a deletion or rollback of all
+--   value       in a form of the group's own
+CREATE TABLE kept (
+    group_id BLOB NOT NULL,
+    kind     TEXT NOT NULL,
+    value    BLOB NOT NULL,
+    PRIMARY KEY (group_id, kind)
+) WITHOUT ROWID;
+
+-- Messages that were on their way to this volume when a group snapshot was taken, in their order.
+--   peer        the volume that sent it
+CREATE TABLE recorded (
+    group_id BLOB NOT NULL,
+    number   INTEGER NOT NULL,
+    peer     TEXT NOT NULL,
+    message  BLOB NOT NULL,
+    PRIMARY KEY (group_id, number)
+) WITHOUT ROWID;
 
 -- Why a snapshot must not be deleted: tags that users gave.
 CREATE TABLE hold (
