@@ -9,7 +9,8 @@ it is durable, and may be done again after a crash without harm.
  1. Of a group snapshot that isn't committed nothing can be seen; its name can't be given meanwhile.
  2. A promise and the snapshot it is about are durable together, and stay through any opening until
     the snapshot is committed or discarded: then both changes are one commit.
- 3. What is not prepared is gone at the next opening (Snapshots.condemn_leftovers).
+ 3. The name that a hidden one is to have is its note meanwhile.
+ 4. What is not prepared is gone at the next opening (Snapshots.condemn_leftovers).
 """
 
 from __future__ import annotations
@@ -37,12 +38,22 @@ class GroupSnapshots:
         self.snapshots = store.snapshots
         self._epochs: dict[bytes, int] = {}  # cut and not over
         self._names: dict[bytes, str] = {}  # kept free for them
+        self.bound: set[bytes] = set()  # committed ones that all volumes are about to change
+        promised = {group_id for group_id, kind, _ in self.meta.kept() if kind == PREPARED}
+        for group_id, row in self.hidden().items():
+            if group_id in promised and not self.snapshots.is_taken(row.note):
+                self.snapshots.reserve_name(row.note)
+                self._names[group_id] = row.note
 
     # -- looking ----------------------------------------------------------------------------------
 
     def visible(self) -> dict[bytes, Snapshot]:
         """Those that are committed, by the group's id, in the order of their cuts."""
         return {row.group_id: row for row in self.snapshots.all() if row.group_id is not None}
+
+    def unfinished(self) -> set[bytes]:
+        """Those that were cut and are neither committed nor discarded."""
+        return {*self._epochs, *self.hidden()}
 
     def hidden(self) -> dict[bytes, Snapshot]:
         """Those that aren't, as far as they are durable."""
@@ -79,18 +90,12 @@ class GroupSnapshots:
 
         def change(_: int) -> None:
             hidden = HIDDEN + group_id.hex()
-            row = self.meta.insert_snapshot(guid, hidden, epoch, created_ns, "", group_id)
+            row = self.meta.insert_snapshot(guid, hidden, epoch, created_ns, name, group_id)
             self.snapshots.admit(row)
 
         made = self.store.also_in(epoch, change)
         assert made
         return epoch
-
-    def resume(self, group_id: bytes, name: str) -> None:
-        """After an opening: it is prepared, and its name stays free for it."""
-        if not self.snapshots.is_taken(name):
-            self.snapshots.reserve_name(name)
-            self._names[group_id] = name
 
     async def prepare(
         self, group_id: bytes, value: bytes, recorded: Sequence[tuple[str, bytes]]
@@ -109,17 +114,17 @@ class GroupSnapshots:
             await self.store.cut_with(change)
         return epoch
 
-    async def commit(self, group_id: bytes, name: str) -> None:
+    async def commit(self, group_id: bytes) -> None:
         """It has its name, and the promise is kept."""
 
         def change(_: int) -> None:
             row = self.hidden().get(group_id)
             if row is not None:
-                self.snapshots.rename_in(row.id, name)
+                self.snapshots.unhide_in(row)
             self.meta.keep(group_id, PREPARED, None)
+            self._over(group_id)
 
         await self.store.cut_with(change)
-        self._over(group_id)
 
     async def discard(self, group_id: bytes) -> None:
         """It and the promise are no more, if they ever were."""
@@ -133,11 +138,9 @@ class GroupSnapshots:
                 self.snapshots.condemn({row.id})
             self.meta.drop_recorded(group_id)
             self.meta.keep(group_id, PREPARED, None)
-
-        try:
-            await self.store.cut_with(change)
-        finally:
             self._over(group_id)
+
+        await self.store.cut_with(change)
 
     def _over(self, group_id: bytes) -> None:
         self._epochs.pop(group_id, None)

@@ -294,12 +294,19 @@ class Snapshots:
             self._pending.discard(new)
 
     def rename_in(self, snapshot_id: int, name: str) -> None:
-        """Within a change: the same for one of raidfs's own, under a name that is vacant."""
+        """Within a change: the same for one of raidfs's own, under a name that is vacant, or was
+        reserved for it."""
         row = self.get(snapshot_id)
         assert row is not None and name not in self._by_name
         self._replace(snapshot_id, name=name)
         self.meta.rename_snapshot(snapshot_id, name)
         self._tell(row.name, name)
+
+    def unhide_in(self, row: Snapshot) -> None:
+        """Within a change: a hidden part of a group snapshot gets the name that is its note."""
+        self.rename_in(row.id, row.note)
+        self._replace(row.id, note="")
+        self.meta.annotate_snapshot(row.id, "")
 
     async def annotate(self, name: str, note: str) -> None:
         row = self.find(name)
