@@ -190,5 +190,3 @@ def test_missing_volumes_are_named_and_left_out_only_if_told_so(workshop):
     assert [len(crew.names(number)) for number in range(3)] == [1, 1, 0]
     assert crew.snapshot("t").state == "committed"
     crew.finish()
-
-

@@ -66,6 +66,7 @@ class _Intent:
 
     work: Work
     verdict: bool | None = None
+    is_done: bool = False
     released: bool = False
     waited_for: bool = False  # by a task that acts on the verdict
 
@@ -219,8 +220,8 @@ class GroupWorks:
 
     def _verdict(self, peer: str, number: bytes, go: bool) -> None:
         intent = self._intents.get(number)
-        if intent is None:
-            if go:  # done before
+        if intent is None or intent.is_done:
+            if go:  # done before, and the answer may have been lost
                 self.group.send(peer, WorkDone(number))
             return
         if intent.work.coordinator == peer and intent.verdict is None:
@@ -234,6 +235,7 @@ class GroupWorks:
             return
         votes.undone.discard(peer)
         if not votes.undone:
+            self._tell(votes.work, Release(number))
             del self._votes[number]
             self._spawn(self._forget, number, VERDICT)
 
@@ -267,9 +269,10 @@ class GroupWorks:
                     return  # users go on; it is acted on when it is told
                 await self._act(intent, behind_door=True)
                 if intent.verdict:
-                    with trio.move_on_after(HOLD_S):
-                        await self.group.until(lambda: intent.released)
-                    del self._intents[work.work]
+                    if work.verb == "rollback":
+                        with trio.move_on_after(HOLD_S):
+                            await self.group.until(lambda: intent.released)
+                    self._intents.pop(work.work, None)
         except trio.TooSlowError:
             self._object(work, "requests under way don't come to an end", again)
         except RaidfsError as error:
@@ -314,6 +317,7 @@ class GroupWorks:
             fault.here("group.before-work")
             await self._work(work, behind_door)
             fault.here("group.after-work")
+            intent.is_done = True
         self.store.group_snapshots.bound.discard(work.snapshot)
         if not behind_door or not intent.verdict:
             self._intents.pop(work.work, None)
