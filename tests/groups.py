@@ -114,7 +114,8 @@ class Crew:
     def finish(self):
         """All unmounted and checked."""
         for volume in self.volumes:
-            volume.unmount()
+            if volume.pid is not None:
+                volume.unmount()
         for volume in self.volumes:
             volume.check()
 

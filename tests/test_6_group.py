@@ -190,3 +190,17 @@ def test_missing_volumes_are_named_and_left_out_only_if_told_so(workshop):
     assert [len(crew.names(number)) for number in range(3)] == [1, 1, 0]
     assert crew.snapshot("t").state == "committed"
     crew.finish()
+
+
+def test_check_records_a_state_and_leaves_nothing(workshop):
+    crew = Crew(workshop)
+    crew.init()
+    told = crew.told("check", "crew")
+    assert told["terminated"] and not told["deadlocked"], told
+    assert "no move, rebuild or cleaning" in told["termination"]
+    crew.settle()
+    assert crew.same_everywhere() == {}
+    crew.volumes[1].unmount()
+    refused = crew.group("check", str(crew.volumes[0].mountpoint), expect=1)
+    assert "could not be recorded" in refused.stderr
+    crew.finish()

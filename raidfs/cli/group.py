@@ -22,6 +22,8 @@ from raidfs.daemon.control import ControlError, Request
 from raidfs.daemon.group_requests import (
     GroupAdmitRequest,
     GroupAdoptRequest,
+    GroupCheckRequest,
+    GroupCondition,
     GroupInitRequest,
     GroupInviteRequest,
     GroupJoinRequest,
@@ -43,6 +45,7 @@ from raidfs.group.charter import Charter, Member
 from raidfs.group.messages import GATE_MS
 
 T = TypeVar("T")
+EXIT_DEADLOCK = 3
 PATIENCE_S = 300.0  # a daemon answers sooner, whatever happens to its peers
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="JSON, with a version and plain integers."
@@ -464,6 +467,36 @@ def rollback_command(
     since = f"kept as {keep}" if keep else "LOST (--keep NAME keeps it)"
     question = f"back to {name}: what was done since is {since},"
     return _work(group, request, question, yes, as_json)
+
+
+@group_group.command("check")
+@click.argument("group", metavar="GROUP")
+@json_option
+def check_command(group: str, as_json: bool) -> int:
+    """Tell whether work is outstanding anywhere in the group, and whether moves block each other.
+
+    The states of all volumes are recorded as for a snapshot, and compared; none is kept. What is
+    found to be so will stay so, until somebody asks for more work or makes room.
+
+    \b
+    Exit codes:
+      0  nothing is outstanding
+      1  something is
+      3  there is a deadlock
+
+    \b
+    Example:
+      raidfs-ctl group check shop
+    """
+    volume, _ = find(group)
+    told = ask(volume, GroupCheckRequest(), GroupCondition)
+    if as_json:
+        print_json(told)
+    else:
+        click.echo("\n".join([told.termination, told.deadlock, *told.graph]))
+    if told.deadlocked:
+        return EXIT_DEADLOCK
+    return 0 if told.terminated else EXIT_ERROR
 
 
 @group_group.command("wait")

@@ -47,6 +47,7 @@ from raidfs.group.messages import (
     VisibleKept,
 )
 from raidfs.group.session import LinkDown
+from raidfs.group.stable import OnTheWay
 from raidfs.group.transport import Address, UnixAddress, parse_address
 from raidfs.group.wire import WireError
 from raidfs.store.store import Store
@@ -126,6 +127,8 @@ class GroupProcess:
         self.results: deque[Result] = deque(maxlen=100)
         self.on_message: Callable[[str, object], None] = lambda peer, message: None
         self.on_up: Callable[[str], None] = lambda peer: None
+        self.on_cut: Callable[[bytes], None] = lambda snapshot: None
+        self.looks: set[bytes] = set()  # snapshots of ours that are only to be looked at
         self._runtime = runtime
         self._process: Process | None = None
         self._links: Links | None = None
@@ -198,14 +201,21 @@ class GroupProcess:
 
     async def snapshot(self, name: str, missing: tuple[str, ...] = ()) -> Result:
         """Of all members but those. RaidfsError: it could not even begin."""
+        plan = self.plan(name, missing)
+        return await self.taken(plan)
+
+    def plan(self, name: str, missing: tuple[str, ...] = ()) -> Plan:
+        """Of a new one. RaidfsError: it can't be taken here."""
         charter = self.must_be_in()
-        assert self._process is not None
         self.store.group_snapshots.check(name)
         roster = charter.roster
-        plan = Plan(
+        return Plan(
             os.urandom(16), name, self.store.clock(), self.me, roster.version,
             roster.fingerprint, charter.gate_ms, missing,
         )  # fmt: skip
+
+    async def taken(self, plan: Plan) -> Result:
+        """What becomes of it. RaidfsError: it could not even begin."""
         found: list[Result] = []
 
         def finished(result: Result) -> None:
@@ -222,6 +232,18 @@ class GroupProcess:
         finally:
             self._waiting.pop(plan.snapshot, None)
         return found[0]
+
+    def recorded(self, snapshot: bytes) -> list[OnTheWay] | None:
+        """What was on its way here, without payloads; None: not all of it is known yet."""
+        phases = {plan.snapshot: phase for plan, phase in self.running()}
+        if phases.get(snapshot) in (None, "recording"):
+            return None
+        found = []
+        for peer, encoded in self._part(snapshot).recorded:
+            message = msgspec.msgpack.decode(encoded, type=Transfer)
+            message = msgspec.structs.replace(message, payload=b"")
+            found.append(OnTheWay(peer, self.me, message))
+        return found
 
     def resolve(self, snapshot: bytes, commit: bool) -> None:
         """A person's word on a snapshot in doubt. UsageError: it isn't."""
@@ -475,6 +497,7 @@ class GroupProcess:
         except RaidfsError as error:
             called = self.charter.called(self.me) if self.charter else self.me
             self._events.append(e.Failed(plan.snapshot, f"{called}: {error}"))
+        self.on_cut(plan.snapshot)
         fault.here("group.after-cut")
 
     def _open(self, part: _Part) -> None:
@@ -530,6 +553,8 @@ class GroupProcess:
         kept = isinstance(action, e.Prepare | e.Decide)
         snapshot = action.kept.plan.snapshot if kept else action.snapshot  # type: ignore[union-attr]
         part = self._part(snapshot)
+        if snapshot in self.looks and isinstance(action, e.Prepare):
+            return  # so that it is never committed
         part.todo.append(action)
         if not part.is_worked_on and self._nursery is not None:
             part.is_worked_on = True

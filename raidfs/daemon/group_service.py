@@ -18,6 +18,7 @@ import trio
 
 from raidfs.daemon.control import Handler, Request
 from raidfs.daemon.group import GATE_BOUNDS_US, GroupProcess
+from raidfs.daemon.group_looks import GroupLooks
 from raidfs.daemon.group_requests import (
     GateFigures,
     GroupAdmitRequest,
@@ -77,6 +78,7 @@ class GroupService:
         self.group = group
         self.works = works
         self.store = group.store
+        self.looks = GroupLooks(group, works)
         self._seen_at = seen_at
         self._volume = self.store.assembly.label.volume_name
         self._nursery: trio.Nursery | None = None
@@ -97,11 +99,13 @@ class GroupService:
             GroupWorkRequest: self._work,
             GroupWaitRequest: self._wait,
             GroupResolveRequest: self._resolve,
+            **self.looks.handlers(),
         }
 
     async def run(self) -> None:
         """Until cancelled: who joins is answered."""
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self.looks.run)
             await trio.sleep_forever()
 
     # -- telling ----------------------------------------------------------------------------------

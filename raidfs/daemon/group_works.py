@@ -34,6 +34,8 @@ from raidfs.group.charter import (
     Intend,
     Objected,
     Release,
+    StateAsked,
+    StateTold,
     Verdict,
     Work,
     WorkAsked,
@@ -83,6 +85,7 @@ class GroupWorks:
         self._votes: dict[bytes, _Votes] = {}
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
+        self.on_state: Callable[[str, StateAsked | StateTold], None] = lambda peer, message: None
         group.on_message = self._heard
         group.on_up = self._up
 
@@ -95,13 +98,20 @@ class GroupWorks:
     async def run(self) -> None:
         """Until cancelled; first takes up what a crash left."""
         async with trio.open_nursery() as self._nursery:
-            for _, kind, value in self.store.meta.kept():
+            kept = self.store.meta.kept()
+            intended = {number for number, kind, _ in kept if kind == INTENT}
+            works = [
+                (kind, msgspec.msgpack.decode(value, type=Work))
+                for _, kind, value in kept
+                if kind in (INTENT, VERDICT)
+            ]
+            for kind, work in works:
                 if kind == VERDICT:
-                    work = msgspec.msgpack.decode(value, type=Work)
                     self._votes[work.work] = _Votes(work, undone=set(work.members))
-            for _, kind, value in self.store.meta.kept():
+                    if work.work not in intended:  # it was done here
+                        self._done(self.me, work.work)
+            for kind, work in works:
                 if kind == INTENT:
-                    work = msgspec.msgpack.decode(value, type=Work)
                     self._spawn(self._take_part, work, True)
             await trio.sleep_forever()
 
@@ -203,6 +213,8 @@ class GroupWorks:
             case Release(number):
                 if number in self._intents:
                     self._intents[number].released = True
+            case StateAsked() | StateTold():
+                self.on_state(peer, message)
             case WorkAsked(number):
                 votes = self._votes.get(number)
                 if votes is None or votes.undone is not None:

@@ -17,8 +17,10 @@ import msgspec
 from msgspec import Meta
 
 from .messages import GATE_MS, GateMs, Message, Name, Reason, Roster, Said, SnapshotId, VolumeId
+from .stable import OnTheWay, VolumeState
 
 MEMBERS_MAX = 256
+CHANNELS_MAX = 1000
 AddressText = Annotated[str, Meta(max_length=300)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -132,5 +134,19 @@ class WorkAsked(Said, frozen=True):
     work: SnapshotId
 
 
+class StateAsked(Said, frozen=True):
+    """To who was sent the marker before this: tell me what you have recorded for the snapshot."""
+
+    snapshot: SnapshotId
+
+
+class StateTold(Said, frozen=True):
+    """The state at the cut, and what was on its way to it, without the payload."""
+
+    snapshot: SnapshotId
+    state: VolumeState
+    channels: Annotated[tuple[OnTheWay, ...], Meta(max_length=CHANNELS_MAX)] = ()
+
+
 Working = Intend | Agreed | Objected | Verdict | WorkDone | Release | WorkAsked
-Spoken = Message | CharterTold | LeaveAsked | Working
+Spoken = Message | CharterTold | LeaveAsked | StateAsked | StateTold | Working
