@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from ..errors import UsageError
-from ..store.group_snapshots import HIDDEN
+from ..store.group_snapshots import HIDDEN, MOVING
 from ..store.meta import Meta
 from ..store.past import SNAPSHOT_ID_MAX
 from ..store.snapshots import PREPARED, check_name
@@ -17,7 +17,7 @@ from .versions import Versions
 from .zones import Zones
 
 GUID_BYTES = 16
-KEPT_KINDS = frozenset({PREPARED, "decision", "intent", "verdict"})
+KEPT_KINDS = frozenset({PREPARED, "decision", "intent", "verdict", *MOVING})
 
 
 class Snapshots:

@@ -127,7 +127,8 @@ class GroupProcess:
         self.results: deque[Result] = deque(maxlen=100)
         self.on_message: Callable[[str, object], None] = lambda peer, message: None
         self.on_up: Callable[[str], None] = lambda peer: None
-        self.on_cut: Callable[[bytes], None] = lambda snapshot: None
+        self.on_cut: list[Callable[[bytes], None]] = []
+        self.before_commit: Callable[[bytes], Awaitable[None]] | None = None
         self.looks: set[bytes] = set()  # snapshots of ours that are only to be looked at
         self._runtime = runtime
         self._process: Process | None = None
@@ -177,6 +178,10 @@ class GroupProcess:
         if self._process is None:
             raise RaidfsError(f"the group isn't reached: {self.trouble or 'not yet started'}")
         return self.charter
+
+    def is_up(self, peer: str) -> bool:
+        """There is a session with it, as far as the process has heard."""
+        return self._process is not None and peer in self._process.sessions
 
     def states(self) -> dict[str, PeerState]:
         """Of all peers."""
@@ -469,7 +474,7 @@ class GroupProcess:
                 case e.StartTimer(event, delay_ms):
                     self._spawn(self._timer, event, delay_ms)
                 case e.Record(snapshot, peer, message):
-                    self._record(snapshot, peer, message)
+                    self.record(snapshot, peer, message)
                 case e.Deliver(peer, message):
                     self.on_message(peer, message)
                 case e.Finished(result):
@@ -497,7 +502,8 @@ class GroupProcess:
         except RaidfsError as error:
             called = self.charter.called(self.me) if self.charter else self.me
             self._events.append(e.Failed(plan.snapshot, f"{called}: {error}"))
-        self.on_cut(plan.snapshot)
+        for told in self.on_cut:
+            told(plan.snapshot)
         fault.here("group.after-cut")
 
     def _open(self, part: _Part) -> None:
@@ -520,7 +526,8 @@ class GroupProcess:
             log.info("not sent to %s: %s", action.peer, error)
         fault.here(f"group.after-{point}")
 
-    def _record(self, snapshot: bytes, peer: str, message: Transfer) -> None:
+    def record(self, snapshot: bytes, peer: str, message: Transfer) -> None:
+        """It was on its way from there at the cut."""
         encoded = msgspec.msgpack.encode(message)
         self.figures.channel_bytes += len(encoded)
         self._part(snapshot).recorded.append((peer, encoded))
@@ -596,6 +603,8 @@ class GroupProcess:
                 await parts.keep(snapshot, DECISION, msgspec.msgpack.encode(kept))
                 return e.Decided(snapshot)
             case e.Commit():
+                if self.before_commit is not None:
+                    await self.before_commit(snapshot)
                 await parts.commit(snapshot)
                 return e.Visible(snapshot)
             case e.Discard():

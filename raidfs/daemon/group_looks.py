@@ -13,6 +13,7 @@ import trio
 
 from raidfs.daemon.control import Handler, Request
 from raidfs.daemon.group import GroupProcess
+from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_requests import GroupCheckRequest, GroupCondition
 from raidfs.daemon.group_works import GroupWorks
 from raidfs.errors import RaidfsError
@@ -28,13 +29,14 @@ STATES_MAX = 64
 class GroupLooks:
     """Of one mounted volume."""
 
-    def __init__(self, group: GroupProcess, works: GroupWorks) -> None:
+    def __init__(self, group: GroupProcess, works: GroupWorks, moves: GroupMoves) -> None:
         self.group = group
         self.store = group.store
+        self.moves = moves
         self._states: OrderedDict[bytes, VolumeState] = OrderedDict()  # at the cuts, the last ones
         self._told: dict[bytes, dict[str, StateTold]] = {}
         self._nursery: trio.Nursery | None = None
-        group.on_cut = self._cut
+        group.on_cut.append(self._cut)
         works.on_state = self._heard
 
     def handlers(self) -> dict[type[Request], Handler]:
@@ -59,7 +61,8 @@ class GroupLooks:
         return VolumeState(
             volume=self.group.me,
             name=self.store.assembly.label.volume_name,
-            free_bytes=max(0, self.store.space.room_cells) * self.store.cell_bytes,
+            free_bytes=self.moves.free_bytes(),
+            moves=self.moves.states(),
             works=(Work("cleaning", f"zone {cleaning}"),) if cleaning else (),
         )
 

@@ -91,6 +91,39 @@ class GroupResolveRequest(Request, frozen=True, tag="group-resolve"):
     commit: bool = False
 
 
+class MoveRequest(Request, frozen=True, kw_only=True, tag="move"):
+    """To the source: what is there goes to another volume, into the directory `place` (a path from
+    its root), as `name`. `wait`: for room. Answered with MoveProgress, the last of them saying
+    "moved" (or "would move", with `dry_run`); or with an error: then nothing was moved."""
+
+    source: tuple[bytes, ...]
+    target: str
+    place: tuple[bytes, ...]
+    name: bytes
+    wait: bool = False
+    dry_run: bool = False
+
+
+class MoveCheckRequest(Request, frozen=True, kw_only=True, tag="move-check"):
+    """To the target: would that be refused? Answered with its free bytes."""
+
+    place: tuple[bytes, ...]
+    name: bytes
+    size_bytes: int
+    wait: bool = False
+
+
+class MoveProgress(msgspec.Struct, frozen=True):
+    """Bytes of content; `name`: what it is called in the end."""
+
+    state: str
+    done: int
+    total: int
+    files: int
+    seconds: float
+    name: bytes = b""
+
+
 class GroupCheckRequest(Request, frozen=True, tag="group-check"):
     """Answered with a GroupCondition."""
 

@@ -19,6 +19,7 @@ import trio
 from raidfs.daemon.control import Handler, Request
 from raidfs.daemon.group import GATE_BOUNDS_US, GroupProcess
 from raidfs.daemon.group_looks import GroupLooks
+from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_requests import (
     GateFigures,
     GroupAdmitRequest,
@@ -74,11 +75,14 @@ def check_group_name(name: str) -> None:
 class GroupService:
     """Of one mounted volume."""
 
-    def __init__(self, group: GroupProcess, works: GroupWorks, seen_at: str) -> None:
+    def __init__(
+        self, group: GroupProcess, works: GroupWorks, moves: GroupMoves, seen_at: str
+    ) -> None:
         self.group = group
         self.works = works
+        self.moves = moves
         self.store = group.store
-        self.looks = GroupLooks(group, works)
+        self.looks = GroupLooks(group, works, moves)
         self._seen_at = seen_at
         self._volume = self.store.assembly.label.volume_name
         self._nursery: trio.Nursery | None = None
@@ -100,12 +104,14 @@ class GroupService:
             GroupWaitRequest: self._wait,
             GroupResolveRequest: self._resolve,
             **self.looks.handlers(),
+            **self.moves.handlers(),
         }
 
     async def run(self) -> None:
         """Until cancelled: who joins is answered."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self.looks.run)
+            self._nursery.start_soon(self.moves.run)
             await trio.sleep_forever()
 
     # -- telling ----------------------------------------------------------------------------------
@@ -133,7 +139,10 @@ class GroupService:
                 RunningTold(plan.snapshot.hex(), plan.name, plan.created_ns, plan.initiator, phase)
                 for plan, phase in group.running()
             ],
-            works=[f"{work.verb} {work.name}" for work in self.works.pending()],
+            works=[
+                *(f"{work.verb} {work.name}" for work in self.works.pending()),
+                *self.moves.pending(),
+            ],
             gate=GateFigures(GATE_BOUNDS_US, tuple(figures.gate), figures.gate_us_max),
             results=dict(figures.results),
             channel_bytes=figures.channel_bytes,
@@ -224,7 +233,8 @@ class GroupService:
 
         def settled() -> bool:
             group = self.group
-            return not group.away() and not group.running() and not self.works.pending()
+            quiet = not self.works.pending() and not self.moves.pending()
+            return not group.away() and not group.running() and quiet
 
         with trio.move_on_after(request.timeout_s):
             await self.group.until(settled)
@@ -239,6 +249,7 @@ class GroupService:
         parts = [f"{charter.called(one)} ({why})" for one, why in self.group.away().items()]
         parts += [f"snapshot {plan.name} is {phase}" for plan, phase in self.group.running()]
         parts += [f"{work.verb} of {work.name}" for work in self.works.pending()]
+        parts += self.moves.pending()
         return "; ".join(parts)
 
     async def _work(self, request: GroupWorkRequest) -> GroupWorked:
@@ -391,7 +402,7 @@ class GroupService:
     async def _leave_politely(self, charter: Charter) -> None:
         group = self.group
         group.must_be_in()
-        if group.running() or self.works.pending():
+        if group.running() or self.works.pending() or self.moves.pending():
             raise RaidfsError(f"not now: {self._unsettled()}; --force leaves all the same")
         others = tuple(each for each in charter.members if each.volume != group.me)
         if charter.keeper == group.me:

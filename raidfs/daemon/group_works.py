@@ -41,6 +41,8 @@ from raidfs.group.charter import (
     WorkAsked,
     WorkDone,
 )
+from raidfs.group.messages import Transfer
+from raidfs.group.move import ContentAsked, ContentTold
 from raidfs.store.snapshot_rows import Snapshot
 
 log = logging.getLogger("raidfs.group")
@@ -86,6 +88,8 @@ class GroupWorks:
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.on_state: Callable[[str, StateAsked | StateTold], None] = lambda peer, message: None
+        self.on_move: Callable[[str, object], None] = lambda peer, message: None
+        self.on_back: Callable[[str], None] = lambda peer: None
         group.on_message = self._heard
         group.on_up = self._up
 
@@ -215,6 +219,8 @@ class GroupWorks:
                     self._intents[number].released = True
             case StateAsked() | StateTold():
                 self.on_state(peer, message)
+            case Transfer() | ContentAsked() | ContentTold():
+                self.on_move(peer, message)
             case WorkAsked(number):
                 votes = self._votes.get(number)
                 if votes is None or votes.undone is not None:
@@ -223,6 +229,7 @@ class GroupWorks:
 
     def _up(self, peer: str) -> None:
         """A peer is back: what it has to know, or may know."""
+        self.on_back(peer)
         for number, votes in self._votes.items():
             if votes.undone and peer in votes.undone:
                 self.group.send(peer, Verdict(number, True))

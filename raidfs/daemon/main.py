@@ -46,6 +46,7 @@ from raidfs.daemon.control import (
 )
 from raidfs.daemon.fuse import groups_of
 from raidfs.daemon.group import GroupProcess, obstacle_of
+from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_service import GroupService, state_directory
 from raidfs.daemon.group_works import GroupWorks
 from raidfs.daemon.lane import LaneSession
@@ -361,8 +362,11 @@ class Daemon:
         state = state_directory(label.volume_id)
         self._group = GroupProcess(self.store, self.registration.path.parent, state, obstacle)
         self._works = GroupWorks(self._group, self.volume)
+        self._moves = GroupMoves(self._group, self._works, self.volume)
+        if not self.options.read_only:
+            self._moves.recover()
         seen_at = os.path.join(self.mountpoint, SNAPSHOTS_NAME.decode())
-        self._group_service = GroupService(self._group, self._works, seen_at)
+        self._group_service = GroupService(self._group, self._works, self._moves, seen_at)
 
     def _mount(self) -> Session:
         words = {"default_permissions", *self.options.fuse_options}
@@ -395,6 +399,7 @@ class Daemon:
         """Promise 2. Whatever happens to the asker, the last cut is made."""
         with trio.CancelScope(shield=True):
             try:
+                self._moves.end()
                 await self._group.stop()
                 if self._end_streams is not None:
                     await self._end_streams()

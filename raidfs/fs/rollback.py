@@ -19,6 +19,7 @@ get back row, names, attributes and leaves. Cells are referred to, never copied.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -29,6 +30,7 @@ import msgspec
 import trio
 
 from ..errors import RaidfsError, SnapshotHeld, UsageError
+from ..store.group_snapshots import MOVING
 from ..store.past import as_view, within
 from ..store.rewrite import Rewrite, rewriting
 from ..store.snapshots import check_name
@@ -74,6 +76,11 @@ async def rollback(
     a name, or is taken; OutOfSpace when the metadata has no room. Then nothing has changed."""
     store = volume.store
     store.writable()
+    if any(kind in MOVING for _, kind, _ in store.meta.kept()):
+        raise UsageError(
+            "files are on their way to or from another volume: go back when these moves are over",
+            errno.EBUSY,
+        )
     _newer(volume, name, delete_newer)
     if keep is not None:
         check_name(keep)

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from .messages import GATE_MS, GateMs, Message, Name, Reason, Roster, Said, SnapshotId, VolumeId
+from .move import ContentAsked, ContentTold
 from .stable import OnTheWay, VolumeState
 
 MEMBERS_MAX = 256
@@ -149,4 +150,5 @@ class StateTold(Said, frozen=True):
 
 
 Working = Intend | Agreed | Objected | Verdict | WorkDone | Release | WorkAsked
-Spoken = Message | CharterTold | LeaveAsked | StateAsked | StateTold | Working
+Moving = ContentAsked | ContentTold
+Spoken = Message | CharterTold | LeaveAsked | StateAsked | StateTold | Working | Moving

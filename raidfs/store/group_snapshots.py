@@ -11,12 +11,13 @@ it is durable, and may be done again after a crash without harm.
     the snapshot is committed or discarded: then both changes are one commit.
  3. The name that a hidden one is to have is its note meanwhile.
  4. What is not prepared is gone at the next opening (Snapshots.condemn_leftovers).
+ 5. What was on its way to this volume at the cut is in the part from the moment it can be seen.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import OutOfSpace, RaidfsError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 HIDDEN = ".group-"
+MOVE_OUT, MOVE_IN = "move-out", "move-in"  # kept of moves, by their numbers
+MOVING = frozenset({MOVE_OUT, MOVE_IN})
 
 
 class GroupSnapshots:
@@ -38,6 +41,9 @@ class GroupSnapshots:
         self.snapshots = store.snapshots
         self._epochs: dict[bytes, int] = {}  # cut and not over
         self._names: dict[bytes, str] = {}  # kept free for them
+        # Called with a part that is about to be committed and what was recorded for it, within the
+        # transaction: whatever was on its way is put into the part (promise 5).
+        self.deliver: Callable[[Snapshot, list[tuple[str, bytes]]], None] = lambda row, ways: None
         self.bound: set[bytes] = set()  # committed ones that all volumes are about to change
         promised = {group_id for group_id, kind, _ in self.meta.kept() if kind == PREPARED}
         for group_id, row in self.hidden().items():
@@ -120,6 +126,8 @@ class GroupSnapshots:
         def change(_: int) -> None:
             row = self.hidden().get(group_id)
             if row is not None:
+                if ways := self.meta.recorded(group_id):
+                    self.deliver(row, ways)
                 self.snapshots.unhide_in(row)
             self.meta.keep(group_id, PREPARED, None)
             self._over(group_id)

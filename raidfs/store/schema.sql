@@ -23,6 +23,8 @@
 --   V6. A version that no retained epoch sees may be overwritten by the transaction that makes an epoch
 --       durable: in leaf by what the epoch made of it, in inode by what the epoch changed of the row
 --       alone. `born` then stays what it was, lower than the epoch of the change.
+--   V7. When a group snapshot is committed, what was on its way at its cut gets its name in the snapshot's
+--       epoch e: the versions that are visible at e and would change are split, so that one is [e, e+1).
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
@@ -227,7 +229,8 @@ CREATE TABLE snapshot (
 
 -- What this volume promised to the others of its group, until they have all been told what became of it.
 --   group_id    of the group snapshot, or the number of another work of the whole group
---   kind        "prepared", "decision": of a snapshot. "intent", "verdict": of a deletion or rollback of all
+--   kind        "prepared", "decision": of a snapshot. "intent", "verdict": of a deletion or rollback of all.
+--               "move-out", "move-in": of a file's move to or from another volume; group_id is the move's number
 --   value       in a form of the group's own
 CREATE TABLE kept (
     group_id BLOB NOT NULL,

@@ -1,0 +1,208 @@
+"""Moves between volumes on real mounts: whatever happens, each file is somewhere, and once."""
+
+import json
+import os
+import random
+import threading
+import time
+
+import pytest
+from groups import Crew, wait_until
+
+from raidfs.daemon.control import ControlClient
+from raidfs.daemon.group_requests import MoveRequest
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def crew(workshop):
+    made = Crew(workshop)
+    made.init()
+    yield made
+    made.finish()
+
+
+def mv(crew, *words, expect=0, **options):
+    return crew.shop.run("raidfs-ctl", "mv", *words, expect=expect, **options)
+
+
+def move(crew, at, to, name):
+    """Without the price of starting a command."""
+    entries = [json.loads(path.read_text()) for path in crew.shop.runtime.glob("*.json")]
+    ids = {one["mountpoint"]: one["volume_id"] for one in entries}
+    request = MoveRequest(
+        source=(name.encode(),), target=ids[str(to)], place=(), name=name.encode()
+    )
+    with ControlClient(crew.shop.runtime / f"{ids[str(at)]}.sock") as client:
+        return list(client.answers(request))
+
+
+def test_a_file_and_a_directory(crew):
+    a, b, _ = (volume.mountpoint for volume in crew.volumes)
+    (a / "file").write_bytes(b"x" * 700_000)
+    os.setxattr(a / "file", "user.k", b"v")
+    os.chmod(a / "file", 0o640)
+    os.utime(a / "file", ns=(1_000, 2_000))
+    (a / "d" / "e").mkdir(parents=True)
+    (a / "d" / "e" / "one").write_text("1")
+    os.link(a / "d" / "e" / "one", a / "d" / "same")
+    os.symlink("e/one", a / "d" / "link")
+    with open(a / "d" / "holes", "wb") as file:
+        file.truncate(3_000_000)
+        file.seek(2_000_000)
+        file.write(b"y" * 5000)
+    told = json.loads(mv(crew, "--json", a / "file", a / "d", b).stdout)
+    assert [one["state"] for one in told["moves"]] == ["moved", "moved"], told
+    assert sorted(os.listdir(a)) == [] and sorted(os.listdir(b)) == ["d", "file"]
+    assert (b / "file").read_bytes() == b"x" * 700_000
+    assert os.getxattr(b / "file", "user.k") == b"v"
+    stat = os.stat(b / "file")
+    assert stat.st_mode & 0o777 == 0o640 and stat.st_mtime_ns == 2_000
+    assert (b / "d" / "e" / "one").read_text() == "1"
+    assert os.stat(b / "d" / "same").st_nlink == 2
+    assert os.readlink(b / "d" / "link") == "e/one"
+    holes = (b / "d" / "holes").read_bytes()
+    assert len(holes) == 3_000_000 and holes.strip(b"\0") == b"y" * 5000
+    crew.settle()
+
+
+def test_what_is_refused_stays(crew):
+    a, b, c = (volume.mountpoint for volume in crew.volumes)
+    (a / "file").write_text("mine")
+    (b / "file").write_text("theirs")
+    assert "already" in mv(crew, a / "file", b, expect=1).stderr
+    assert "no such" in mv(crew, a / "none", b, expect=1).stderr.lower()
+    assert "directory" in mv(crew, a / "file", f"{b}/none/", expect=1).stderr
+    assert "would move" in mv(crew, "--dry-run", a / "file", c).stdout
+    assert "already" in mv(crew, "--dry-run", a / "file", b, expect=1).stderr
+    with open(a / "file", "a"):
+        assert "open" in mv(crew, a / "file", c, expect=1).stderr
+    assert (a / "file").read_text() == "mine" and (b / "file").read_text() == "theirs"
+    assert mv(crew, a / "file", a / "other").stdout.startswith("renamed")
+    assert os.listdir(a) == ["other"] and os.listdir(c) == []
+    big = os.statvfs(b).f_bavail * os.statvfs(b).f_frsize * 2
+    with open(a / "big", "wb") as file:
+        file.truncate(big)
+    assert "room" in mv(crew, a / "big", b, expect=1).stderr
+    assert sorted(os.listdir(a)) == ["big", "other"]
+    crew.settle()
+
+
+POINTS_OUT = {
+    "move-out-keep-offered": 1, "send-offered": 1, "move-out-keep-giving": 1, "give": 1,
+    "send-given": 1, "move-out-drop": 1, "send-settled": 1,
+}  # fmt: skip
+POINTS_IN = {
+    "move-in-keep-staging": 1, "stage": 1, "move-in-keep-staged": 1, "send-staged": 1, "link": 1,
+    "move-in-keep-taken": 1, "send-taken": 1, "move-in-drop": 1,
+}  # fmt: skip
+
+
+def died(volume):
+    wait_until(lambda: not volume._daemons(), f"{volume.mountpoint} dies", timeout_s=20)
+    volume.pid = None
+    volume.shop.run("umount", "-l", volume.mountpoint, expect=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "points"), [(0, POINTS_OUT), (1, POINTS_IN)], ids=["source", "target"]
+)
+def test_killed_at_each_step(workshop, victim, points):
+    """Before and after each; a group snapshot follows, and holds the file once, as does the present.
+    The other side is alive all the time, and so is whoever asked."""
+    crew = Crew(workshop)
+    crew.init()
+    a, b, _ = (volume.mountpoint for volume in crew.volumes)
+    for number, (when, point) in enumerate(
+        (when, point) for point in points for when in ("before", "after")
+    ):
+        name = f"f{number}"
+        (a / name).write_text(name * 1000)
+        crew.volumes[victim].unmount()
+        crew.mount(victim, f"move.{when}-{point}")
+        crew.settle()
+        thread = threading.Thread(target=lambda name=name: mv(crew, a / name, b, expect=None))
+        thread.start()
+        died(crew.volumes[victim])
+        crew.mount(victim)
+        crew.settle(0, 1, 2)
+        thread.join(60)
+        assert not thread.is_alive(), point
+        crew.settle(0, 1, 2)
+        held = [place for place in (a, b) if (place / name).exists()]
+        assert len(held) == 1, (when, point, held)
+        assert (held[0] / name).read_text() == name * 1000
+        taken = crew.snapshot(f"s{number}")
+        assert taken.state == "committed"
+        then = [place for place in (a, b) if (place / ".snapshots" / f"s{number}" / name).exists()]
+        assert then == held, (when, point)
+        os.unlink(held[0] / name)
+    crew.finish()
+
+
+@pytest.mark.slow
+def test_each_snapshot_holds_each_token_once(workshop):
+    """Tokens wander at random among three volumes while snapshots are taken, at each in turn."""
+    crew = Crew(workshop)
+    crew.init()
+    places = [volume.mountpoint for volume in crew.volumes]
+    tokens = [f"token{number}" for number in range(9)]
+    for number, token in enumerate(tokens):
+        if number % 3:
+            (places[number % 3] / token).write_text(token * 100)
+        else:
+            (places[0] / token / "in").mkdir(parents=True)
+            (places[0] / token / "in" / "it").write_text(token * 100)
+    stop = threading.Event()
+    counts = [0] * 3
+
+    def wander(part):
+        chance = random.Random(part)
+        while not stop.is_set():
+            token = chance.choice(tokens[part::3])
+            (at,) = [place for place in places if (place / token).exists()]
+            to = chance.choice([place for place in places if place != at])
+            move(crew, at, to, token)
+            counts[part] += 1
+
+    threads = [threading.Thread(target=wander, args=(part,)) for part in range(3)]
+    for thread in threads:
+        thread.start()
+    taken = []
+    try:
+        deadline = time.monotonic() + 25
+        while time.monotonic() < deadline and all(thread.is_alive() for thread in threads):
+            name = f"s{len(taken)}"
+            if crew.snapshot(name, len(taken) % 3).state == "committed":
+                taken.append(name)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    crew.settle()
+    recorded = crew.status(0).channel_bytes + crew.status(1).channel_bytes
+    print(f"{len(taken)} snapshots, {counts} moves, {recorded} bytes recorded")
+    assert len(taken) > 20 and min(counts) > 10
+    wrong = []
+    for name in ["", *taken]:
+        for number, token in enumerate(tokens):
+            roots = [place / ".snapshots" / name if name else place for place in places]
+            held = [root for root in roots if (root / token).exists()]
+            content = "in/it" if number % 3 == 0 else "."
+            good = [root for root in held if (root / token / content).read_text() == token * 100]
+            if len(held) != 1 or good != held:
+                wrong.append((name, token, [str(root) for root in held]))
+            others = [root for root in roots if list(root.glob(f"{token}.moved*"))]
+            assert not others
+    assert not wrong, wrong[:10]
+    crew.group("rollback", "-y", str(places[0]), taken[len(taken) // 2])
+    for token in tokens:
+        held = [place for place in places if (place / token).exists()]
+        then = [
+            place for place in places if (place / ".snapshots" / taken[len(taken) // 2] / token).exists()
+        ]
+        assert held == then and len(held) == 1
+    crew.finish()
