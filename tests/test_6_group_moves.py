@@ -158,11 +158,21 @@ def test_each_snapshot_holds_each_token_once(workshop):
     stop = threading.Event()
     counts = [0] * 3
 
+    wrong = []
+
     def wander(part):
+        try:
+            go(part)
+        except Exception as error:
+            wrong.append(error)
+
+    def go(part):
         chance = random.Random(part)
         while not stop.is_set():
             token = chance.choice(tokens[part::3])
-            (at,) = [place for place in places if (place / token).exists()]
+            held = [place for place in places if (place / token).exists()]
+            assert len(held) == 1, (token, held)
+            (at,) = held
             to = chance.choice([place for place in places if place != at])
             move(crew, at, to, token)
             counts[part] += 1
@@ -186,7 +196,7 @@ def test_each_snapshot_holds_each_token_once(workshop):
     recorded = crew.status(0).channel_bytes + crew.status(1).channel_bytes
     print(f"{len(taken)} snapshots, {counts} moves, {recorded} bytes recorded")
     assert len(taken) > 20 and min(counts) > 10
-    wrong = []
+    assert not wrong, wrong
     for name in ["", *taken]:
         for number, token in enumerate(tokens):
             roots = [place / ".snapshots" / name if name else place for place in places]

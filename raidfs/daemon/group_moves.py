@@ -51,6 +51,7 @@ BUSY_S = 5.0  # for who has the file open to close it
 RETRY_S = 0.3
 STALE_MAX = 20
 TELL_S = 0.25
+KERNEL_S = 5.0
 
 
 @dataclass(slots=True)
@@ -308,9 +309,16 @@ class GroupMoves:
                 fault.here(f"move.before-{point}")
                 await self.store.group_snapshots.keep(one.move, one.kind, value)
                 fault.here(f"move.after-{point}")
+                if point.endswith(("keep-taken", "out-drop")):
+                    await self._kernel_told()
                 self._tell(one, m.Dropped() if drops else m.Kept())
         finally:
             one.is_worked_on = False
+
+    async def _kernel_told(self) -> None:
+        """What it has cached of names is so no more: before anybody is told that it is over."""
+        with trio.move_on_after(KERNEL_S):
+            await self.volume.audience.told()
 
     def _finish(self, one: One, action: m.Finish) -> None:
         one.finished = action
