@@ -66,7 +66,9 @@ class Volume:
                 actions.append((kind, move, more))
         kept = [VisibleKept(one) for one in self.now.visible] + list(self.now.kept.values())
         promised = {one for one, _ in self.now.kept}
-        kept += [HiddenKept(one) for one in self.now.cuts if one not in promised | {*self.now.visible}]
+        kept += [
+            HiddenKept(one) for one in self.now.cuts if one not in promised | {*self.now.visible}
+        ]
         self.process, begin = Process.recover(self.me, self.world.roster, kept)
         self._carry(begin)
         for kind, move, more in actions:
@@ -155,7 +157,10 @@ class Volume:
                 given.append(message.move)
                 if ("in", message.move) in self.cores:
                     self.tell("in", message.move, m.Heard(m.payload_of(message)))
-                    if self.cores.get(("in", message.move)) and self.cores["in", message.move].is_owned:
+                    if (
+                        self.cores.get(("in", message.move))
+                        and self.cores["in", message.move].is_owned
+                    ):
                         self.link(message.move)
         if snapshot in self.now.cuts:
             shown, staged = self.now.cuts.pop(snapshot)
@@ -210,7 +215,10 @@ class Volume:
                 case m.Send(payload):
                     self.say(self.cores[kind, move].row.peer, move, payload)
                 case m.Keep(row):
-                    early = {"giving": "given before the row is durable", "taken": "taken said early"}
+                    early = {
+                        "giving": "given before the row is durable",
+                        "taken": "taken said early",
+                    }
                     if sabotage == early.get(row.state):
                         self._later(self._row, kind, move, row, None)
                         self.tell(kind, move, m.Kept())

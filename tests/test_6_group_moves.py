@@ -3,11 +3,14 @@
 import json
 import os
 import random
+import signal
+import subprocess
 import threading
 import time
 
 import pytest
 from groups import Crew, wait_until
+from mounting import BIN
 
 from raidfs.daemon.control import ControlClient
 from raidfs.daemon.group_requests import MoveRequest
@@ -110,7 +113,7 @@ def died(volume):
     ("victim", "points"), [(0, POINTS_OUT), (1, POINTS_IN)], ids=["source", "target"]
 )
 def test_killed_at_each_step(workshop, victim, points):
-    """Before and after each; a group snapshot follows, and holds the file once, as does the present.
+    """Before and after each; a group snapshot follows; it and the present hold the file once.
     The other side is alive all the time, and so is whoever asked."""
     crew = Crew(workshop)
     crew.init()
@@ -212,7 +215,71 @@ def test_each_snapshot_holds_each_token_once(workshop):
     for token in tokens:
         held = [place for place in places if (place / token).exists()]
         then = [
-            place for place in places if (place / ".snapshots" / taken[len(taken) // 2] / token).exists()
+            place
+            for place in places
+            if (place / ".snapshots" / taken[len(taken) // 2] / token).exists()
         ]
         assert held == then and len(held) == 1
+    crew.finish()
+
+
+@pytest.mark.slow
+def test_moves_that_wait_for_each_others_room(crew):
+    """The group's check tells of the deadlock; who gives up makes room for the other."""
+    places = [volume.mountpoint for volume in crew.volumes[:2]]
+    free = min(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize for place in places)
+    for place in places:
+        with open(place / f"big{places.index(place)}", "wb") as file:
+            for _ in range(free * 6 // 10 >> 20):
+                file.write(os.urandom(1 << 20))
+    os.sync()
+    assert "room" in mv(crew, places[0] / "big0", places[1], expect=1).stderr
+    words = [str(BIN / "raidfs-ctl"), "mv", "--wait"]
+    waiting = [
+        subprocess.Popen([*words, str(places[0] / "big0"), str(places[1])], env=crew.shop.env),
+        subprocess.Popen([*words, str(places[1] / "big1"), str(places[0])], env=crew.shop.env),
+    ]
+
+    def deadlocked():
+        return crew.group("check", "crew", expect=None).returncode == 3
+
+    wait_until(deadlocked, "a deadlock", timeout_s=20)
+    told = crew.told("check", "crew", expect=3)
+    assert told["deadlocked"] and len(told["graph"]) == 2 and not told["terminated"]
+    assert "big0" in told["deadlock"] and "big1" in told["deadlock"]
+    group = crew.group("rollback", "-y", "crew", "none", expect=1)
+    assert "none" in group.stderr
+    waiting[0].send_signal(signal.SIGINT)
+    assert waiting[0].wait(20) != 0
+    assert not deadlocked() and (places[0] / "big0").exists()
+    os.unlink(places[0] / "big0")
+    assert waiting[1].wait(60) == 0
+    assert [os.listdir(place) for place in places] == [["big1"], []]
+    crew.settle()
+    crew.group("check", "crew")
+
+
+def test_going_back_waits_for_moves_and_moves_go_on_after_a_mount(workshop):
+    """The target is away while a file is on its way to it; killed, both, it arrives."""
+    crew = Crew(workshop)
+    crew.init()
+    a, b, _ = (volume.mountpoint for volume in crew.volumes)
+    (a / "file").write_text("content" * 1000)
+    crew.shop.run("raidfs-ctl", "snapshot", "create", a, "s")
+    crew.volumes[1].unmount()
+    crew.mount(1, "move.before-link")
+    crew.settle()
+    thread = threading.Thread(target=lambda: mv(crew, a / "file", b, expect=None))
+    thread.start()
+    died(crew.volumes[1])
+    assert not (a / "file").exists()
+    refused = crew.shop.run("raidfs-ctl", "snapshot", "rollback", "-y", a, "s", expect=1)
+    assert "on their way" in refused.stderr
+    crew.volumes[0].kill()
+    thread.join(30)
+    crew.mount(0)
+    assert os.listdir(a) == []
+    crew.mount(1)
+    crew.settle()
+    assert (b / "file").read_text() == "content" * 1000 and os.listdir(a) == []
     crew.finish()
