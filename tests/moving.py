@@ -1,4 +1,4 @@
-"""A simulated group of volumes, with the marker process and both sides of moves as they are, and all
+"""A simulated group of volumes: the marker process and both sides of moves as they are, and all
 around them at random: when something is durable, heard, changed, lost in a crash or a connection.
 
 What a crash leaves is the last state that was made durable. A *token* is a file; `shown` tells what
@@ -350,9 +350,13 @@ class World:
                 elif number is not None and self.channels[me, peer] and self.volumes[peer].up:
                     if self.session.get((peer, me)) == number:
                         found += [lambda a=me, b=peer, n=number: self.hear(a, b, n)] * 2
-                elif number is None and me < peer and self.volumes[peer].up:
-                    if self.session.get((peer, me)) is None:
-                        found.append(lambda a=me, b=peer: self.connect(a, b))
+                elif (
+                    number is None
+                    and me < peer
+                    and self.volumes[peer].up
+                    and self.session.get((peer, me)) is None
+                ):
+                    found.append(lambda a=me, b=peer: self.connect(a, b))
         return found if calm and found else found + self.others(calm)
 
     def others(self, calm):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from raidfs.daemon import fault
 from raidfs.daemon.group import GroupProcess
 from raidfs.errors import RaidfsError
 from raidfs.fs.moves import Moves, Stale, Tree
@@ -98,6 +99,7 @@ class ContentService:
         self, peer: str, move: bytes, progress: Progress, item: int, offset: int
     ) -> ContentTold:
         """A piece of a file."""
+        fault.here("move.fetch")
         told = await self._ask(peer, move, item, offset)
         progress.done += len(told.data) or told.hole
         return told

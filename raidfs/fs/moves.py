@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ITEM = b"item"
 ITEMS_MAX = 5000  # looked at in one go before they are given
 ENTRIES_AT_ONCE = 1000
+DURABLE_BYTES = 16 << 20  # of what is fetched, at most so much is fetched again after a crash
 _ROOT = Caller(0, 0)
 Fetch = Callable[[int, int], Awaitable[ContentTold]]
 
@@ -316,7 +317,11 @@ class Moves:
         size = self.inodes.size_and_times(self.inodes.get(ino))[0]
         if size > item.size:
             raise Stale("it has become shorter")
+        durable = size
         while size < item.size:
+            if size - durable >= DURABLE_BYTES:
+                await self.store.commit()
+                durable = size
             told = await fetch(number, size)
             async with self.volume.door.passing():
                 if told.hole:
