@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -340,7 +341,7 @@ class GroupMoves:
         if not self.group.is_up(one.peer) or not self.volume.door.is_open or self.works.pending():
             one.busy_since = trio.current_time()
             return
-        row = core.row
+        row, begun_ns = core.row, time.perf_counter_ns()
         with self.store.gate.shut_for():
             try:
                 tree = self.moves.walk(row.parent, row.source_name, row.ino)
@@ -359,6 +360,8 @@ class GroupMoves:
             except RaidfsError as error:
                 log.info("move: not yet: %s", error)
                 return
+        gate_us = (time.perf_counter_ns() - begun_ns) // 1000
+        log.info("move of %s: %s in %d us", m.name_text(row.name), m.kind_of(event), gate_us)
         one.wants_give = False
         self._tell(one, event)
 
