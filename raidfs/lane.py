@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import trio
+
 from raidfs._native import ffi, lib
 from raidfs.columns import Columns
 from raidfs.engine import Engine
@@ -83,11 +85,14 @@ _BY_OPCODE = ("served", "carried", "forwarded")
 
 
 class Gate:
-    """Shut for a cut: nobody is answered, and nothing served, while it is shut. `shut_ns`: so long
-    `shut_for` has had it shut, all in all."""
+    """Shut for a cut: nobody is answered, and nothing served, while it is shut. Several may have it
+    shut: it opens when the last of them opens it. `shut_ns`: so long `shut_for` has had it shut,
+    all in all."""
 
     def __init__(self) -> None:
         self.shut_ns = 0
+        self._shutters = 0
+        self._opened = trio.Event()
         gate = lib.rf_gate_new()
         if not gate:
             raise MemoryError
@@ -95,28 +100,40 @@ class Gate:
 
     def shut(self) -> None:
         """Returns when all who were inside have left, which is soon: they wait for nothing."""
-        lib.rf_gate_shut(self.pointer)
+        if not self._shutters:
+            lib.rf_gate_shut(self.pointer)
+        self._shutters += 1
 
     def open(self) -> None:
-        lib.rf_gate_open(self.pointer)
+        """By each who has shut it, once."""
+        assert self._shutters
+        self._shutters -= 1
+        if not self._shutters:
+            lib.rf_gate_open(self.pointer)
+            self._opened.set()
+            self._opened = trio.Event()
 
     @property
     def is_shut(self) -> bool:
-        return bool(lib.rf_gate_is_shut(self.pointer))
+        return self._shutters > 0
+
+    async def opened(self) -> None:
+        """Returns when it is open: in that moment. For answers that leave by another way."""
+        while self.is_shut:
+            await self._opened.wait()
 
     @contextmanager
     def shut_for(self) -> Iterator[None]:
         """Shut inside of the `with`; no harm if it is so already."""
-        if self.is_shut:
-            yield
-            return
         begun = time.perf_counter_ns()
+        was_shut = self.is_shut
         self.shut()
         try:
             yield
         finally:
             self.open()
-            self.shut_ns += time.perf_counter_ns() - begun
+            if not was_shut:
+                self.shut_ns += time.perf_counter_ns() - begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

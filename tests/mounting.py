@@ -91,6 +91,7 @@ class Workshop:
         self.runtime = self.directory / "run"
         self.volumes = []
         self.loops = []
+        self.launcher = ()  # words before the command that mounts
         self.env = {**os.environ, "RAIDFS_RUNTIME_DIR": str(self.runtime)}
 
     def __enter__(self):
@@ -164,7 +165,12 @@ class MountedVolume:
         """`raidfs MEMBER MOUNTPOINT`; returns the finished command."""
         words = ["-o", ",".join([f"log={self.log}", *options])]
         done = self.shop.run(
-            "raidfs", *words, source or self.members[0], self.mountpoint, expect=expect
+            *self.shop.launcher,
+            BIN / "raidfs",
+            *words,
+            source or self.members[0],
+            self.mountpoint,
+            expect=expect,
         )
         if done.returncode == 0:
             (self.pid,) = self._daemons()

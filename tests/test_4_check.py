@@ -287,6 +287,7 @@ SABOTAGE = {
 }
 
 # Of the volume with snapshots: what is wrong in one of them, or with all of them.
+GROUP_ID = f"x'{bytes(16).hex()}'"
 IN_SNAPSHOTS = {
     "version.unneeded": sql("DELETE FROM snapshot WHERE name = 'first'"),
     "snapshot.number": sql("UPDATE snapshot SET id = 1 << 30 WHERE name = 'first'"),
@@ -296,6 +297,10 @@ IN_SNAPSHOTS = {
     "snapshot.count": sql("UPDATE snapshot SET cells = cells + 1 WHERE name = 'second'"),
     "snapshot.next_ino": sql("UPDATE snapshot SET next_ino = 3 WHERE name = 'first'"),
     "hold.dangling": sql("UPDATE hold SET snapshot = 99"),
+    "snapshot.group": sql("UPDATE snapshot SET group_id = x'00' WHERE name = 'first'"),
+    "kept.kind": sql(f"INSERT INTO kept VALUES ({GROUP_ID}, 'whim', x'00')"),
+    "kept.prepared": sql(f"INSERT INTO kept VALUES ({GROUP_ID}, 'prepared', x'00')"),
+    "recorded.dangling": sql(f"INSERT INTO recorded VALUES ({GROUP_ID}, 0, 'x', x'00')"),
     "hold.tag": sql("UPDATE hold SET tag = '-x'"),
     "zone.live": sql("DELETE FROM leaf WHERE ino = {big} AND died < 99"),
     "leaf.dangling": sql("DELETE FROM inode WHERE ino = {copy} AND died < 99"),
@@ -309,7 +314,7 @@ IN_SNAPSHOTS = {
     "leaf.end": sql("UPDATE inode SET size = 10 WHERE ino = {big} AND died < 99"),
     "cell.end": sql(f"UPDATE inode SET size = {3 * CELL_BYTES + 9} WHERE ino = {{copy}}"),
 }
-OF_ALL = re.compile(r"version|snapshot|hold|zone|leaf.end|cell.end")
+OF_ALL = re.compile(r"version|snapshot|hold|zone|leaf.end|cell.end|kept|recorded")
 
 NOTES = {
     "label.update": interrupted_label,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 from ..errors import UsageError
+from ..store.group_snapshots import HIDDEN, MOVING
 from ..store.meta import Meta
 from ..store.past import SNAPSHOT_ID_MAX
-from ..store.snapshots import check_name
+from ..store.snapshots import PREPARED, check_name
 from .leaves import Leaves
 from .ledger import Views
 from .report import Held, Report
@@ -16,6 +17,7 @@ from .versions import Versions
 from .zones import Zones
 
 GUID_BYTES = 16
+KEPT_KINDS = frozenset({PREPARED, "decision", "intent", "verdict", *MOVING})
 
 
 class Snapshots:
@@ -56,6 +58,7 @@ class Snapshots:
                 text = f"snapshot {row.name} has an identity of {len(row.guid)} bytes"
                 self.report.add("snapshot.guid", text)
         self._holds()
+        self._groups()
 
     def _holds(self) -> None:
         """A hold is of a snapshot that has a name, and can be named to be released."""
@@ -69,6 +72,31 @@ class Snapshots:
                 check_name(tag, "hold")
             except UsageError as error:
                 self.report.add("hold.tag", str(error))
+
+    def _groups(self) -> None:
+        """Parts of group snapshots are told by their ids; one without a name is called as it
+        should, what is promised is there, and so is what messages were recorded for."""
+        of_groups = {row.group_id: row for row in self.rows if row.group_id is not None}
+        self.report.count("parts of group snapshots", len(of_groups))
+        for group_id, row in of_groups.items():
+            if len(group_id) != GUID_BYTES:
+                text = f"snapshot {row.name} is of a group snapshot with {len(group_id)} bytes"
+                self.report.add("snapshot.group", text)
+            if row.internal and row.name != HIDDEN + group_id.hex():
+                text = f"snapshot {row.name} is of group snapshot {group_id.hex()}"
+                self.report.add("snapshot.group", text)
+        for group_id, kind, _ in self.meta.kept():
+            self.report.count("promises to the group")
+            if kind not in KEPT_KINDS or len(group_id) != GUID_BYTES:
+                self.report.add("kept.kind", f"{kind!r} is kept of {group_id.hex()}")
+            row_of = of_groups.get(group_id)
+            if kind == PREPARED and (row_of is None or not row_of.internal):
+                text = f"group snapshot {group_id.hex()} is promised, and there is no hidden part"
+                self.report.add("kept.prepared", text)
+        for group_id in self.meta.recorded_ids():
+            if group_id not in of_groups:
+                text = f"messages are recorded for {group_id.hex()}, which isn't there"
+                self.report.add("recorded.dangling", text)
 
     # -- figures ----------------------------------------------------------------------------------
 

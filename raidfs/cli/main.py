@@ -18,6 +18,8 @@ VERBS = {
     "list": ("raidfs.cli.status", "list_command"),
     "member": ("raidfs.cli.member", "member_group"),
     "snapshot": ("raidfs.cli.snapshot", "snapshot_group"),
+    "group": ("raidfs.cli.group", "group_group"),
+    "mv": ("raidfs.cli.mv", "mv_command"),
     "policy": ("raidfs.cli.policy", "policy_group"),
     "sync": ("raidfs.cli.umount", "sync_command"),
     "umount": ("raidfs.cli.umount", "umount_command"),

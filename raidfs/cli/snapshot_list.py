@@ -79,6 +79,7 @@ COLUMNS = {
     "used": _size(lambda told: told.used_bytes),
     "refer": _size(lambda told: told.refer_bytes),
     "inodes": _plain(lambda told: told.inodes, True),
+    "group": _plain(lambda told: told.group_id or "-"),
     "holds": _plain(lambda told: ",".join(told.holds) or "-"),
     "note": _plain(lambda told: told.note or "-"),
 }
@@ -193,6 +194,7 @@ def _show_lines(told: SnapshotTold) -> list[str]:
         ("path", told.path or "the volume is not mounted"),
         ("guid", told.guid),
         ("id", str(told.id)),
+        ("group", told.group_id or "of this volume alone"),
     ]
     if told.note:
         facts.insert(1, ("note", _one_line(told.note)))

@@ -125,8 +125,15 @@ def listen(path: Path) -> trio.SocketListener:
 class ControlServer:
     """Answers requests with the handler of their class until cancelled."""
 
-    def __init__(self, path: Path, handlers: dict[type[Request], Handler]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: dict[type[Request], Handler],
+        may_tell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
+        """`may_tell` returns when answers may leave, which may tell what was done before."""
         self._listener = listen(path)
+        self._may_tell = may_tell
         self._handlers = handlers
         self._decoder = msgspec.json.Decoder(functools.reduce(operator.or_, handlers))
         self._requests = 0
@@ -190,14 +197,18 @@ class ControlServer:
         handled = self._handlers[type(request)](request)
         if not inspect.isasyncgen(handled):
             assert isinstance(handled, Awaitable)
-            await _send(stream, await _outcome(handled))
+            await self._tell(stream, await _outcome(handled))
             return
         async with aclosing(handled) as parts:
             more = True
             while more:
                 reply = await _outcome(anext(parts, None))
                 more = not reply.error and bytes(reply.result) != NULL
-                await _send(stream, msgspec.structs.replace(reply, more=more))
+                await self._tell(stream, msgspec.structs.replace(reply, more=more))
+
+    async def _tell(self, stream: trio.SocketStream, reply: Reply) -> None:
+        await self._may_tell()
+        await _send(stream, reply)
 
     def _understood(self, line: bytes) -> Request | Reply:
         """The request, or what to reply to something else."""

@@ -185,7 +185,8 @@ class LaneSession(Watcher):
             await pyfuse3.main()
             while self._under_way:
                 await self._done.wait()
-            await self._volume.door.opened()  # the lane can't stop while the gate is shut
+            await self._volume.door.opened()
+            await self._store.gate.opened()  # the lane can't stop while it is shut
             nursery.cancel_scope.cancel()
 
     @contextlib.contextmanager

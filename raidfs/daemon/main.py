@@ -45,6 +45,10 @@ from raidfs.daemon.control import (
     WaitRequest,
 )
 from raidfs.daemon.fuse import groups_of
+from raidfs.daemon.group import GroupProcess, obstacle_of
+from raidfs.daemon.group_moves import GroupMoves
+from raidfs.daemon.group_service import GroupService, state_directory
+from raidfs.daemon.group_works import GroupWorks
 from raidfs.daemon.lane import LaneSession
 from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, PlainSession, Session
 from raidfs.daemon.snapshots import SnapshotService
@@ -314,11 +318,16 @@ class Daemon:
 
     async def _serve_mounted(self) -> None:
         try:
-            control = ControlServer(self.registration.socket, self._handlers())
+            self._join_group()
+            handlers = {**self._handlers(), **self._group_service.handlers()}
+            control = ControlServer(self.registration.socket, handlers, self._group.told)
             session = self._mount()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(control.run)
+                nursery.start_soon(self._works.run)
+                nursery.start_soon(self._group.run)
+                nursery.start_soon(self._group_service.run)
                 nursery.start_soon(self._signals)
                 self._tune()
                 self.was_ready = True
@@ -340,6 +349,24 @@ class Daemon:
                 log.exception("the daemon ends because of an error inside raidfs")
                 self.trouble = self.trouble or "an error inside raidfs; its log tells more"
             raise
+
+    def _join_group(self) -> None:
+        """What the volume needs to be in a group, whether it is or not."""
+        lane = self.options.lane
+        obstacle = obstacle_of(
+            lane=lane is not None,
+            writeback=lane is not None and lane.writeback,
+            read_only=self.options.read_only,
+        )
+        label = self.assembly.label
+        state = state_directory(label.volume_id)
+        self._group = GroupProcess(self.store, self.registration.path.parent, state, obstacle)
+        self._works = GroupWorks(self._group, self.volume)
+        self._moves = GroupMoves(self._group, self._works, self.volume)
+        if not self.options.read_only:
+            self._moves.recover()
+        seen_at = os.path.join(self.mountpoint, SNAPSHOTS_NAME.decode())
+        self._group_service = GroupService(self._group, self._works, self._moves, seen_at)
 
     def _mount(self) -> Session:
         words = {"default_permissions", *self.options.fuse_options}
@@ -363,6 +390,7 @@ class Daemon:
         session, self._session = self._session, None
         if session is None:
             return
+        self._group.give_way()  # threads can't be stopped while the gate is shut
         with contextlib.suppress(OSError):
             self.registration.closing()
         session.close()
@@ -371,6 +399,8 @@ class Daemon:
         """Promise 2. Whatever happens to the asker, the last cut is made."""
         with trio.CancelScope(shield=True):
             try:
+                self._moves.end()
+                await self._group.stop()
                 if self._end_streams is not None:
                     await self._end_streams()
                 await self.store.stop()

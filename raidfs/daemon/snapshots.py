@@ -30,6 +30,7 @@ from raidfs.store.snapshot_rows import Snapshot
 from raidfs.store.snapshots import check_name
 
 RANGE = "%"  # no name of a snapshot has it
+GROUP = "group"  # the setting that holds the volume's group
 PIECE = 256  # of what is yielded at once
 RANGES_PER_WEIGHT = 50  # so many ranges of a change are as long as another change
 RANGES_AT_ONCE = 10_000
@@ -142,6 +143,7 @@ class SnapshotTold(msgspec.Struct, frozen=True):
     inodes: int
     holds: tuple[str, ...]
     path: str | None
+    group_id: str | None = None  # of the group snapshot that it is a part of
 
 
 class SnapshotCreated(msgspec.Struct, frozen=True):
@@ -236,6 +238,7 @@ class SnapshotService:
             inodes=snapshot.inodes,
             holds=snapshot.holds,
             path=f"{self._seen_at}/{snapshot.name}" if self._seen_at else None,
+            group_id=None if snapshot.group_id is None else snapshot.group_id.hex(),
         )
 
     def _find(self, name: str) -> Snapshot:
@@ -313,6 +316,7 @@ class SnapshotService:
     async def _delete(self, request: SnapshotDeleteRequest) -> SnapshotDeleted:
         chosen = self._chosen(request.names)
         self._check_not_held(chosen)
+        self._check_not_shared(chosen, "delete")
         freed = None
         if request.measure:
             freed = self._bytes(await self.snapshots.freed_cells(chosen))
@@ -333,8 +337,21 @@ class SnapshotService:
                 " remove them with `raidfs-ctl snapshot release`"
             )
 
+    def _check_not_shared(self, chosen: Iterable[Snapshot], verb: str) -> None:
+        """While the volume is in a group, its part of a group snapshot stays as the others are."""
+        if self.store.meta.setting(GROUP) is None:
+            return
+        for each in chosen:
+            if each.group_id is not None:
+                raise UsageError(
+                    f"{each.name!r} is part of a snapshot of the group, the same in all its"
+                    f" volumes: raidfs-ctl group delete does that, and nothing can {verb} one part"
+                )
+
     async def _rename(self, request: SnapshotRenameRequest) -> SnapshotTold:
-        snapshot_id = self._find(request.name).id
+        snapshot = self._find(request.name)
+        self._check_not_shared([snapshot], "rename")
+        snapshot_id = snapshot.id
         await self.snapshots.rename(request.name, request.new_name)
         return self._changed(snapshot_id)
 
@@ -349,6 +366,9 @@ class SnapshotService:
         lacking = [each.name for each in chosen if request.tag not in each.holds]
         if request.release and lacking and len(lacking) == len(chosen):
             raise UsageError(f"nothing to release: {lacking[0]} has no hold {request.tag!r}")
+        bound = self.store.group_snapshots.bound
+        if not request.release and any(each.group_id in bound for each in chosen):
+            raise UsageError("the group is about to delete it, or to go back to it")
         for snapshot in chosen:
             if request.release and snapshot.name not in lacking:
                 await self.snapshots.release(snapshot.name, request.tag)

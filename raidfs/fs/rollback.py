@@ -19,9 +19,10 @@ get back row, names, attributes and leaves. Cells are referred to, never copied.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ import msgspec
 import trio
 
 from ..errors import RaidfsError, SnapshotHeld, UsageError
+from ..store.group_snapshots import MOVING
 from ..store.past import as_view, within
 from ..store.rewrite import Rewrite, rewriting
 from ..store.snapshots import check_name
@@ -63,14 +65,22 @@ async def rollback(
     keep: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    door: AbstractAsyncContextManager[None] | None = None,
+    also: Callable[[int], None] | None = None,
 ) -> Rollback:
     """Go back to the snapshot of that name; durable on return, and the kernel knows. `keep`: the
-    present stays as a snapshot of that name. `dry_run`: only look what it would do.
+    present stays as a snapshot of that name. `dry_run`: only look what it would do. `door`: what
+    keeps users out meanwhile, if not the volume's. `also`: a change of the same transaction.
 
     NoSuchSnapshot; SnapshotHeld, when one that is to be deleted is; UsageError when `keep` can't be
     a name, or is taken; OutOfSpace when the metadata has no room. Then nothing has changed."""
     store = volume.store
     store.writable()
+    if any(kind in MOVING for _, kind, _ in store.meta.kept()):
+        raise UsageError(
+            "files are on their way to or from another volume: go back when these moves are over",
+            errno.EBUSY,
+        )
     _newer(volume, name, delete_newer)
     if keep is not None:
         check_name(keep)
@@ -79,8 +89,9 @@ async def rollback(
     if dry_run:
         await store.commit()
         return await _look(volume, name, delete_newer)
-    async with volume.door.closed(), rewriting(store) as rewrite:
+    async with door or volume.door.closed(), rewriting(store) as rewrite:
         going = _GoingBack(volume, name, delete_newer, progress)
+        going.also = also or going.also
         await going.rewrite(rewrite)
         with trio.CancelScope(shield=True):  # what is durable, all must know of
             try:
@@ -162,6 +173,7 @@ class _GoingBack:
         self.progress = progress or (lambda done, total: None)
         self.new_generations = volume.kernel_keeps_sizes
         self.changed = self.removed = self.returned = 0
+        self.also: Callable[[int], None] = lambda epoch: None
 
     @property
     def figures(self) -> Rollback:
@@ -206,7 +218,8 @@ class _GoingBack:
             found += more
         return found
 
-    def finish(self, _: int) -> None:
+    def finish(self, epoch: int) -> None:
         """Within the last transaction."""
+        self.also(epoch)
         if self.deleted:
             self.snapshots.condemn({each.id for each in self.deleted})

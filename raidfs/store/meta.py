@@ -27,17 +27,17 @@ import apsw
 from raidfs.errors import FormatError, MemberError
 from raidfs.raid.label import Parameters
 from raidfs.raid.member import Member
+from raidfs.store.amend import Amend
 from raidfs.store.database import CACHE_BYTES, INF, needed
 from raidfs.store.inodes import Dirent, InodeRow, Version
 from raidfs.store.mirror import Mirror
 from raidfs.store.snapshot_rows import SNAPSHOT_WHOLESALE
 from raidfs.store.tables import Event, Leaf, Owner, ZoneRow
-from raidfs.store.undo import Undo
 from raidfs.store.vfs import SQLiteFiles, connect
 
 __all__ = ["INF", "Dirent", "Event", "InodeRow", "Leaf", "Meta", "Owner", "Version", "ZoneRow"]
 
-FORMAT = 2
+FORMAT = 3
 ROOT_INO = 1
 
 STATE_INSERT = "INSERT INTO state VALUES (1, ?, 1, 2, 1, 1, 0, ?, ?, ?)"
@@ -84,9 +84,9 @@ TOUCHED_BY_BIRTH = "SELECT ino FROM inode WHERE ino >= ?"
 TOUCHED_WHOLESALE = "SELECT ino FROM inode WHERE born > ?"
 
 
-class Meta(Undo):
-    """See the module. Methods are those of the floors below it (Undo, Touched, SnapshotRows, Past,
-    Tables, Inodes, Database), and these."""
+class Meta(Amend):
+    """See the module. Methods are those of the floors below it (Amend, Undo, Touched, SnapshotRows,
+    Past, Tables, Inodes, Database), and these."""
 
     def __init__(self, mirror: Mirror, *, cache_bytes: int = CACHE_BYTES) -> None:
         """Opens and recovers; blocks. FormatError, MemberError."""

@@ -16,17 +16,20 @@
 --       owner) was given a version of the same epoch. So after a crash, the inodes with a version that
 --       died later than state.durable, and those numbered from state.next_ino on, name every row that
 --       has to be undone.
---   V5. zone, column, checksum, owner, share, snapshot, hold, setting, event and member rows change
+--   V5. zone, column, checksum, owner, share, snapshot, hold, kept, recorded, setting, event and member rows change
 --       only in the transaction that makes their epoch durable, and need no undo. leaf rows do, too,
 --       but for a wholesale change (a rollback, a stream received), which takes several transactions;
 --       it kills and inserts versions only, and its undo is that of V4.
 --   V6. A version that no retained epoch sees may be overwritten by the transaction that makes an epoch
 --       durable: in leaf by what the epoch made of it, in inode by what the epoch changed of the row
 --       alone. `born` then stays what it was, lower than the epoch of the change.
+--   V7. When a group snapshot is committed, what was on its way at its cut gets its name in the snapshot's
+--       epoch e: the versions that are visible at e and would change are split, so that one is [e, e+1).
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
---   format      version of all that is described here, 2; any other is refused. 1 had no shares and no snapshots
+--   format      version of all that is described here, 3; any other is refused. 1 had no shares and no snapshots,
+--               2 nothing of groups
 --   durable     every change of an epoch up to this one is in the database, and in the rows that its
 --               leaves refer to. Changes of later epochs may be there too; opening undoes them
 --   next_ino    lowest inode number that no epoch up to `durable` handed out. Never handed out twice,
@@ -208,6 +211,9 @@ CREATE TABLE share (
 --   created_ns  when it was taken
 --   next_ino    as in state, at that epoch
 --   inodes, cells   as in state, at that epoch
+--   group_id    16 bytes: the group snapshot that it is this volume's part of; else NULL. Until that is committed, its
+--               name is ".group-" and these bytes in hex, and it stays at the next opening if `kept` says that it is
+--               prepared
 CREATE TABLE snapshot (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     guid       BLOB NOT NULL,
@@ -217,8 +223,31 @@ CREATE TABLE snapshot (
     note       TEXT NOT NULL,
     next_ino   INTEGER NOT NULL,
     inodes     INTEGER NOT NULL,
-    cells      INTEGER NOT NULL
+    cells      INTEGER NOT NULL,
+    group_id   BLOB UNIQUE
 );
+
+-- What this volume promised to the others of its group, until they have all been told what became of it.
+--   group_id    of the group snapshot, or the number of another work of the whole group
+--   kind        "prepared", "decision": of a snapshot. "intent", "verdict": of a deletion or rollback of all.
+--               "move-out", "move-in": of a file's move to or from another volume; group_id is the move's number
+--   value       in a form of the group's own
+CREATE TABLE kept (
+    group_id BLOB NOT NULL,
+    kind     TEXT NOT NULL,
+    value    BLOB NOT NULL,
+    PRIMARY KEY (group_id, kind)
+) WITHOUT ROWID;
+
+-- Messages that were on their way to this volume when a group snapshot was taken, in their order.
+--   peer        the volume that sent it
+CREATE TABLE recorded (
+    group_id BLOB NOT NULL,
+    number   INTEGER NOT NULL,
+    peer     TEXT NOT NULL,
+    message  BLOB NOT NULL,
+    PRIMARY KEY (group_id, number)
+) WITHOUT ROWID;
 
 -- Why a snapshot must not be deleted: tags that users gave.
 CREATE TABLE hold (

@@ -1,4 +1,4 @@
-"""Rows of the tables snapshot, hold and setting, and of dead versions: what snapshots keep.
+"""Rows of the tables snapshot, hold, kept, recorded, setting, and of dead versions.
 
 All methods that change something belong into the transaction that makes an epoch durable
 (schema.sql, V5).
@@ -9,6 +9,7 @@ All methods that change something belong into the transaction that makes an epoc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,15 +21,15 @@ from raidfs.store.past import Past
 from raidfs.store.tables import Addresses
 
 SNAPSHOT_ALL = (
-    "SELECT id, guid, name, epoch, created_ns, note, next_ino, inodes, cells FROM snapshot "
-    "WHERE name IS NOT NULL ORDER BY epoch, id"
+    "SELECT id, guid, name, epoch, created_ns, note, next_ino, inodes, cells, group_id "
+    "FROM snapshot WHERE name IS NOT NULL ORDER BY epoch, id"
 )
 SNAPSHOT_CONDEMNED = "SELECT id, epoch FROM snapshot WHERE name IS NULL ORDER BY epoch, id"
 SNAPSHOT_INSERT = (
-    "INSERT INTO snapshot (guid, name, epoch, created_ns, note, next_ino, inodes, cells) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO snapshot (guid, name, epoch, created_ns, note, next_ino, inodes, cells, group_id) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-SNAPSHOT_CONDEMN = "UPDATE snapshot SET name = NULL WHERE id = ?"
+SNAPSHOT_CONDEMN = "UPDATE snapshot SET name = NULL, group_id = NULL WHERE id = ?"
 SNAPSHOT_DELETE = "DELETE FROM snapshot WHERE id = ?"
 SNAPSHOT_NAME = "UPDATE snapshot SET name = ? WHERE id = ?"
 SNAPSHOT_NOTE = "UPDATE snapshot SET note = ? WHERE id = ?"
@@ -37,6 +38,13 @@ HOLD_ALL = "SELECT snapshot, tag FROM hold ORDER BY snapshot, tag"
 HOLD_PUT = "INSERT OR REPLACE INTO hold (snapshot, tag, created_ns) VALUES (?, ?, ?)"
 HOLD_DELETE = "DELETE FROM hold WHERE snapshot = ? AND tag = ?"
 HOLDS_DELETE = "DELETE FROM hold WHERE snapshot = ?"
+KEPT_ALL = "SELECT group_id, kind, value FROM kept ORDER BY group_id, kind"
+KEPT_PUT = "INSERT OR REPLACE INTO kept (group_id, kind, value) VALUES (?, ?, ?)"
+KEPT_DELETE = "DELETE FROM kept WHERE group_id = ? AND kind = ?"
+RECORDED_OF = "SELECT peer, message FROM recorded WHERE group_id = ? ORDER BY number"
+RECORDED_IDS = "SELECT DISTINCT group_id FROM recorded ORDER BY group_id"
+RECORDED_PUT = "INSERT INTO recorded (group_id, number, peer, message) VALUES (?, ?, ?, ?)"
+RECORDED_DELETE = "DELETE FROM recorded WHERE group_id = ?"
 SETTING_GET = "SELECT value FROM setting WHERE name = ?"
 SETTING_PUT = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)"
 SETTING_DELETE = "DELETE FROM setting WHERE name = ?"
@@ -92,6 +100,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     next_ino: int
     inodes: int
     cells: int
+    group_id: bytes | None = None
     holds: tuple[str, ...] = ()
 
     @property
@@ -128,12 +137,18 @@ class SnapshotRows(Past):
         return [(row[0], row[1]) for row in self._rows(SNAPSHOT_CONDEMNED)]
 
     def insert_snapshot(
-        self, guid: bytes, name: str, epoch: int, created_ns: int, note: str
+        self,
+        guid: bytes,
+        name: str,
+        epoch: int,
+        created_ns: int,
+        note: str,
+        group_id: bytes | None = None,
     ) -> Snapshot:
         """A name for the epoch that the open transaction makes durable."""
         next_ino, inodes, cells = self.as_of(epoch)
         self._spend(len(note) + len(name))
-        values = (guid, name, epoch, created_ns, note, next_ino, inodes, cells)
+        values = (guid, name, epoch, created_ns, note, next_ino, inodes, cells, group_id)
         self._run(SNAPSHOT_INSERT, values)
         return Snapshot(self._db.last_insert_rowid(), *values)
 
@@ -169,6 +184,37 @@ class SnapshotRows(Past):
     def drop_hold(self, snapshot_id: int, tag: str) -> None:
         self._spend()
         self._run(HOLD_DELETE, (snapshot_id, tag))
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    def kept(self) -> list[tuple[bytes, str, bytes]]:
+        """(group's id, kind, value): what was promised to others."""
+        return [(bytes(row[0]), row[1], bytes(row[2])) for row in self._rows(KEPT_ALL)]
+
+    def keep(self, group_id: bytes, kind: str, value: bytes | None) -> None:
+        """None: it is not kept any more."""
+        self._spend(len(value or b""))
+        if value is None:
+            self._run(KEPT_DELETE, (group_id, kind))
+        else:
+            self._run(KEPT_PUT, (group_id, kind, value))
+
+    def recorded(self, group_id: bytes) -> list[tuple[str, bytes]]:
+        """(peer, message), in their order."""
+        return [(row[0], bytes(row[1])) for row in self._rows(RECORDED_OF, (group_id,))]
+
+    def recorded_ids(self) -> list[bytes]:
+        """Of which group snapshots there are any, for check."""
+        return [bytes(row[0]) for row in self._rows(RECORDED_IDS)]
+
+    def record(self, group_id: bytes, messages: Sequence[tuple[str, bytes]]) -> None:
+        for number, (peer, message) in enumerate(messages):
+            self._spend(len(message))
+            self._run(RECORDED_PUT, (group_id, number, peer, message))
+
+    def drop_recorded(self, group_id: bytes) -> None:
+        self._spend()
+        self._run(RECORDED_DELETE, (group_id,))
 
     # -- settings ---------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME_BYTES_MAX = 255
 NOTE_BYTES_MAX = 4096
+PREPARED = "prepared"  # what is kept of a group snapshot that may yet be committed
 _FORBIDDEN = frozenset("/@%")
 
 
@@ -180,6 +181,25 @@ class Snapshots:
             self._pending.discard(name)
         return made[0]
 
+    # For who takes one by steps of his own (group_snapshots.py).
+
+    def reserve_name(self, name: str) -> None:
+        """Nobody else can give it until `release_name`. UsageError (EEXIST)."""
+        self._check_vacant(name)
+        self._pending.add(name)
+
+    def release_name(self, name: str) -> None:
+        self._pending.discard(name)
+
+    def retain(self, epoch: int) -> None:
+        """In the moment of its cut: what is visible then stays, until the snapshot that `admit` is
+        given is condemned."""
+        self._retain(epoch, +1)
+
+    def admit(self, row: Snapshot) -> None:
+        """Within a change: a row that was inserted."""
+        self._admit(row)
+
     def insert_in(self, epoch: int, name: str, note: str, guid: bytes, created_ns: int) -> Snapshot:
         """Within a change of that epoch: the snapshot of the epoch itself. Nobody may have changed
         anything since its cut."""
@@ -226,10 +246,13 @@ class Snapshots:
                 )
 
     def condemn(self, ids: Collection[int]) -> None:
-        """Within a change: these, as far as they are there and not held, are no more."""
+        """Within a change: these, as far as they are there and not held, are no more; nor is what
+        was recorded on the way to them."""
         gone = [row for row in map(self._rows.get, ids) if row is not None and not row.holds]
         for row in gone:
             self.meta.condemn_snapshot(row.id)
+            if row.group_id is not None:
+                self.meta.drop_recorded(row.group_id)
             self._drop(row)
             self._retain(row.epoch, -1)
         if gone:
@@ -241,8 +264,11 @@ class Snapshots:
                 told(row.id)
 
     def condemn_leftovers(self) -> None:
-        """At the opening: what a crash left of raidfs's own."""
-        ids = {row.id for row in self._rows.values() if row.internal}
+        """At the opening: what a crash left of raidfs's own, but for what others were promised."""
+        promised = {group_id for group_id, kind, _ in self.meta.kept() if kind == PREPARED}
+        ids = {
+            row.id for row in self._rows.values() if row.internal and row.group_id not in promised
+        }
         if ids:
             with self.meta.reserve():
                 self.condemn(ids)
@@ -268,12 +294,19 @@ class Snapshots:
             self._pending.discard(new)
 
     def rename_in(self, snapshot_id: int, name: str) -> None:
-        """Within a change: the same for one of raidfs's own, under a name that is vacant."""
+        """Within a change: the same for one of raidfs's own, under a name that is vacant, or was
+        reserved for it."""
         row = self.get(snapshot_id)
-        assert row is not None and not self.is_taken(name)
+        assert row is not None and name not in self._by_name
         self._replace(snapshot_id, name=name)
         self.meta.rename_snapshot(snapshot_id, name)
         self._tell(row.name, name)
+
+    def unhide_in(self, row: Snapshot) -> None:
+        """Within a change: a hidden part of a group snapshot gets the name that is its note."""
+        self.rename_in(row.id, row.note)
+        self._replace(row.id, note="")
+        self.meta.annotate_snapshot(row.id, "")
 
     async def annotate(self, name: str, note: str) -> None:
         row = self.find(name)

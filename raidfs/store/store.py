@@ -38,6 +38,7 @@ from .cleaner import Cleaner
 from .dirty import DirtyRoom
 from .feed import Feed
 from .flush import Flush
+from .group_snapshots import GroupSnapshots
 from .layout import Layout
 from .members import engine_for, member_states, require_zones
 from .meta import Meta
@@ -94,23 +95,18 @@ class Store:
         self.gate = gate or Gate()
         self.assembly = assembly
         self.parameters = assembly.label.parameters
-        self.mirror = mirror
-        self.meta = meta
-        self.notices = notices
+        self.mirror, self.meta, self.notices = mirror, meta, notices
         self.read_only = read_only
         self.clock = clock
-        self.offload = offload
-        self.interval_s = interval_s
+        self.offload, self.interval_s = offload, interval_s
         self.failed: str | None = None
-        self.epoch = meta.durable + 1
-        self.durable = meta.durable
-        self.cuts = 0
+        self.epoch, self.durable, self.cuts = meta.durable + 1, meta.durable, 0
         self.cell_bytes = self.parameters.cell_bytes
         self.pages = Pages(self.cell_bytes, generation=self.epoch)
         states = member_states(assembly, meta)
-        self.engine = engine_for(assembly)
+        self.engine = engine = engine_for(assembly)
         self.array = Array(
-            states, self.cell_bytes, notices.event, heal=not read_only, engine=self.engine
+            states, self.cell_bytes, notices.event, heal=not read_only, engine=engine
         )
         slots = {entry.id: entry.slots for entry in assembly.label.members}
         self.space = Space(meta, self.array, self.parameters, slots, offload, self.pages.claims)
@@ -125,13 +121,14 @@ class Store:
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
         self._due: dict[int, list[Callable[[int], None]]] = {}  # by epoch: see `cut_with`
+        self._applied = meta.durable  # of this epoch and before, those changes were made
         self._touched: set[int] = set()  # zones that those changes touched
         self.snapshots = Snapshots(self)
+        self.group_snapshots = GroupSnapshots(self)
         self.sweeper = Sweeper(self)
         self.cleaner = Cleaner(self)
         self._sealed: list[Sealed] = []
-        self._changed = False
-        self._changes = 0
+        self._changed, self._changes = False, 0
         self._wanted = trio.Event()
         self._progress: trio.Event | None = None  # where somebody waits for it
         self._committed: trio.Event | None = None
@@ -283,6 +280,12 @@ class Store:
             self.dirty_room.at_cut()
         return sealed.generation
 
+    @property
+    def can_cut(self) -> bool:
+        """A cut that waits for nothing may be taken now; if the volume is writable."""
+        room = not self._sealed or (len(self._sealed) < SEALED_MAX and self.space.allows_cut())
+        return self._held is None and room
+
     async def cut_with(
         self, change: Callable[[int], None], at_cut: Callable[[int], None] | None = None
     ) -> int:
@@ -291,25 +294,29 @@ class Store:
         when all else of the epoch is in the metadata. Zones of which `change` accounts references
         it must `touch`. It may not fail: an exception there fails the volume."""
         self.writable()
-        while self._held is not None or (
-            len(self._sealed) >= SEALED_MAX or (self._sealed and not self.space.allows_cut())
-        ):
+        while not self.can_cut:
             await (self._held.wait() if self._held is not None else self.progress())
             self.writable()
         epoch = self.cut()
         if at_cut is not None:
             at_cut(epoch)
-        self._due.setdefault(epoch, []).append(change)
+        self.also_in(epoch, change)
         self._wanted.set()
-        await self._until_durable(epoch)
+        await self.until_durable(epoch)
         return epoch
+
+    def also_in(self, epoch: int, change: Callable[[int], None]) -> bool:
+        """A change as in `cut_with`, of an epoch that was cut. False: its transaction was made."""
+        if is_in_time := epoch > self._applied:
+            self._due.setdefault(epoch, []).append(change)
+        return is_in_time
 
     async def hold_cuts(self) -> None:
         """From here to `let_cut` the open epoch stays open, whoever wants a cut. Returns when all
         before it is durable."""
         assert self._held is None and self.wholesale.locked()
         self._held = trio.Event()
-        await self._until_durable(self.epoch - 1)
+        await self.until_durable(self.epoch - 1)
 
     def let_cut(self) -> None:
         """Whoever calls `cut_with` in the same moment is first. No harm if cuts aren't held."""
@@ -334,6 +341,7 @@ class Store:
 
     def changes_of(self, epoch: int) -> set[int]:
         """Make the changes that wait for the epoch; the flusher's. Returns the zones touched."""
+        self._applied = epoch
         for change in self._due.pop(epoch, ()):
             change(epoch)
         touched, self._touched = self._touched, set()
@@ -362,11 +370,12 @@ class Store:
         """Return when everything told so far is durable; concurrent callers share one cut."""
         self._changed = self.dirty  # what made it dirty may be gone before the cut that is promised
         target = self.epoch if self._changed else self.epoch - 1
-        await self._until_durable(target)
+        await self.until_durable(target)
         if self.failed is not None and self.dirty:
             raise RaidfsError(f"not durable: {self.failed}")
 
-    async def _until_durable(self, epoch: int) -> None:
+    async def until_durable(self, epoch: int) -> None:
+        """RaidfsError: the volume has failed."""
         while self.durable < epoch:
             if self.failed is not None:
                 raise RaidfsError(f"not durable: {self.failed}")
@@ -586,14 +595,8 @@ class Store:
             await self.settle_losses()
 
     def statistics(self) -> StoreStatistics:
+        space, pages = self.space, self.pages
         return StoreStatistics(
-            self.epoch,
-            self.durable,
-            self.cuts,
-            self.pages.dirty_cells,
-            self.dirty_cells_max,
-            self.space.credits,
-            self.space.room_cells,
-            len(self.space.zones),
-            self.failed,
-        )
+            self.epoch, self.durable, self.cuts, pages.dirty_cells, self.dirty_cells_max,
+            space.credits, space.room_cells, len(space.zones), self.failed,
+        )  # fmt: skip

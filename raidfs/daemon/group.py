@@ -1,0 +1,654 @@
+"""A volume's part in its group while it is mounted: the marker process, carried out.
+
+    links (group/link.py) --events--> Process (group/marker.py) --actions--> gate, store, links
+
+What the process says is done in its order, at once: shutting the gate, cutting and queueing the
+markers are one step of the event loop. What takes time (to disk) goes to one task per snapshot,
+which does it in order and answers with an event.
+
+ 1. From the cut to the last marker, or to the timer, the gate is shut; nothing that has to be done
+    meanwhile needs it open. Answers of the control socket wait, too (`told`).
+ 2. What was promised to others (table kept) is taken up again at the next mount.
+ 3. Whatever ends the mount opens the gate, by aborting what has it shut.
+ 4. A mount that can't keep the gate's promise takes no part, and says why: `obstacle`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from raidfs.daemon import fault
+from raidfs.errors import NoSuchSnapshot, RaidfsError, UsageError
+from raidfs.group import events as e
+from raidfs.group.charter import Charter, CharterTold, LeaveAsked, Member, Spoken
+from raidfs.group.link import Links, PeerState
+from raidfs.group.marker import Process
+from raidfs.group.messages import (
+    HiddenKept,
+    Kept,
+    Message,
+    Plan,
+    Result,
+    Transfer,
+    VisibleKept,
+)
+from raidfs.group.session import LinkDown
+from raidfs.group.stable import OnTheWay
+from raidfs.group.transport import Address, UnixAddress, parse_address
+from raidfs.group.wire import WireError
+from raidfs.store.store import Store
+
+log = logging.getLogger("raidfs.group")
+
+SETTING = "group"  # its name among the volume's settings
+PREPARED, DECISION = "prepared", "decision"
+RETRY_S = 2.0
+LEAVE_S = 5.0
+SETTLE_S = 2.0  # at an unmount, for what is being made durable
+GATE_BOUNDS_US = (
+    100,
+    200,
+    500,
+    1000,
+    2000,
+    5000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+)
+Durably = e.Prepare | e.Decide | e.Commit | e.Discard | e.Forget
+Listener = Callable[[e.Event], bool]
+
+
+@dataclass(slots=True)
+class Figures:
+    """Since the mount. `gate`: how many gates were shut for at most so long (GATE_BOUNDS_US; the
+    last: for longer). Results are of snapshots asked for here."""
+
+    gate: list[int] = field(default_factory=lambda: [0] * (len(GATE_BOUNDS_US) + 1))
+    gate_us_max: int = 0
+    results: dict[str, int] = field(default_factory=dict)
+    channel_bytes: int = 0
+    rejected: int = 0
+
+    def gate_was_shut(self, gate_us: int) -> None:
+        self.gate[bisect_left(GATE_BOUNDS_US, gate_us)] += 1
+        self.gate_us_max = max(self.gate_us_max, gate_us)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Of one snapshot here."""
+
+    begun_ns: int = 0  # the gate is shut since; 0: it is not, for this one
+    gate_us: int = 0
+    recorded: list[tuple[str, bytes]] = field(default_factory=list)
+    todo: deque[Durably] = field(default_factory=deque)
+    is_worked_on: bool = False
+
+
+def decode_charter(stored: bytes | None) -> Charter | None:
+    """The volume's group, as `SETTING` holds it."""
+    return None if stored is None else msgspec.json.decode(stored, type=Charter)
+
+
+class GroupProcess:
+    """Of one mounted volume. All methods belong to the event loop's thread."""
+
+    def __init__(self, store: Store, runtime: Path, state: Path, obstacle: str = "") -> None:
+        """`runtime`: where daemons of this host have their sockets; `state`: for this volume's
+        keys; `obstacle`: why this mount can't take part."""
+        self.store = store
+        self.me = store.assembly.label.volume_id
+        self.obstacle = obstacle
+        self.keys = state / "keys"
+        self.authority = state / "authority"
+        self.charter = decode_charter(store.meta.setting(SETTING))
+        self.trouble = ""  # why it isn't listening
+        self.listening: tuple[Address, ...] = ()
+        self.figures = Figures()
+        self.results: deque[Result] = deque(maxlen=100)
+        self.on_message: Callable[[str, object], None] = lambda peer, message: None
+        self.on_up: Callable[[str], None] = lambda peer: None
+        self.on_cut: list[Callable[[bytes], None]] = []
+        self.before_commit: Callable[[bytes], Awaitable[None]] | None = None
+        self.looks: set[bytes] = set()  # snapshots of ours that are only to be looked at
+        self._runtime = runtime
+        self._process: Process | None = None
+        self._links: Links | None = None
+        self._nursery: trio.Nursery | None = None
+        self._parts: dict[bytes, _Part] = {}
+        self._waiting: dict[bytes, Callable[[Result], None]] = {}
+        self._rejected: dict[bytes, str] = {}
+        self._events: deque[e.Event] = deque()
+        self._handling = False
+        self._closing = False
+        self._scope: trio.CancelScope | None = None
+        self._changed = trio.Event()
+        self._adopting = trio.Lock()
+        self._gates = 0
+        self._names: dict[int, bytes] = {}
+        store.snapshots.on_gone.append(self._gone)
+        store.snapshots.on_named.append(self._named)
+        for group_id, row in store.group_snapshots.visible().items():
+            self._names[row.id] = group_id
+
+    # -- for whoever uses it ----------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Something that others wait for."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when it holds; looked at with each event."""
+        while not condition():
+            await self._changed.wait()
+
+    async def told(self) -> None:
+        """Returns when no snapshot of the group has the gate shut."""
+        await self.until(lambda: not self._gates)
+
+    def must_be_in(self) -> Charter:
+        """UsageError unless the volume is in a group, and takes part."""
+        if self.charter is None:
+            raise UsageError(
+                f"volume {self.store.assembly.label.volume_name} is in no group;"
+                " make one: raidfs-ctl group init NAME MOUNTPOINT..."
+            )
+        if self.obstacle:
+            raise UsageError(self.obstacle)
+        if self._process is None:
+            raise RaidfsError(f"the group isn't reached: {self.trouble or 'not yet started'}")
+        return self.charter
+
+    def is_up(self, peer: str) -> bool:
+        """There is a session with it, as far as the process has heard."""
+        return self._process is not None and peer in self._process.sessions
+
+    def states(self) -> dict[str, PeerState]:
+        """Of all peers."""
+        return {} if self._links is None else self._links.states()
+
+    def running(self) -> list[tuple[Plan, str]]:
+        """Group snapshots under way or in doubt here, with their phases."""
+        if self._process is None:
+            return []
+        return [(one.plan, str(one.phase)) for one in self._process.running()]
+
+    def away(self) -> dict[str, str]:
+        """Members that can't be reached, and why."""
+        states = self.states()
+        members = self.charter.roster.members if self.charter else ()
+        told = {peer: states.get(peer) for peer in members if peer != self.me}
+        return {
+            peer: "it was not heard of yet" if state is None else state.why
+            for peer, state in told.items()
+            if state is None or not state.is_up
+        }
+
+    async def snapshot(self, name: str, missing: tuple[str, ...] = ()) -> Result:
+        """Of all members but those. RaidfsError: it could not even begin."""
+        plan = self.plan(name, missing)
+        return await self.taken(plan)
+
+    def plan(self, name: str, missing: tuple[str, ...] = ()) -> Plan:
+        """Of a new one. RaidfsError: it can't be taken here."""
+        charter = self.must_be_in()
+        self.store.group_snapshots.check(name)
+        roster = charter.roster
+        return Plan(
+            os.urandom(16), name, self.store.clock(), self.me, roster.version,
+            roster.fingerprint, charter.gate_ms, missing,
+        )  # fmt: skip
+
+    async def taken(self, plan: Plan) -> Result:
+        """What becomes of it. RaidfsError: it could not even begin."""
+        found: list[Result] = []
+
+        def finished(result: Result) -> None:
+            found.append(result)
+            self.changed()
+
+        self._waiting[plan.snapshot] = finished
+        try:
+            self.give(e.Start(plan))
+            why = self._rejected.pop(plan.snapshot, "")
+            if why:
+                raise RaidfsError(f"no snapshot was taken: {why}")
+            await self.until(lambda: bool(found))
+        finally:
+            self._waiting.pop(plan.snapshot, None)
+        return found[0]
+
+    def recorded(self, snapshot: bytes) -> list[OnTheWay] | None:
+        """What was on its way here, without payloads; None: not all of it is known yet."""
+        phases = {plan.snapshot: phase for plan, phase in self.running()}
+        if phases.get(snapshot) in (None, "recording"):
+            return None
+        found = []
+        for peer, encoded in self._part(snapshot).recorded:
+            message = msgspec.msgpack.decode(encoded, type=Transfer)
+            message = msgspec.structs.replace(message, payload=b"")
+            found.append(OnTheWay(peer, self.me, message))
+        return found
+
+    def resolve(self, snapshot: bytes, commit: bool) -> None:
+        """A person's word on a snapshot in doubt. UsageError: it isn't."""
+        self.must_be_in()
+        self.give(e.Resolve(snapshot, commit))
+        if why := self._rejected.pop(snapshot, ""):
+            raise UsageError(why)
+
+    def send(self, peer: str, message: object) -> bool:
+        """What is no application's; to itself, too. False: it can't be reached."""
+        if peer == self.me:
+            self.on_message(peer, message)
+            return True
+        try:
+            if self._links is None:
+                return False
+            self._links.send_nowait(peer, message)
+        except (LinkDown, WireError):
+            return False
+        return True
+
+    # -- the charter ------------------------------------------------------------------------------
+
+    async def adopt(self, charter: Charter | None) -> None:
+        """The group is this from now on, durably; None: there is none. An older one changes
+        nothing."""
+        async with self._adopting:
+            old = self.charter
+            if charter is not None and charter.member(self.me) is None:
+                charter = None
+            if old is not None and charter is not None and not charter.follows(old):
+                return
+            if charter is not None and self.obstacle:
+                raise UsageError(self.obstacle)
+            stored = None if charter is None else msgspec.json.encode(charter)
+            await self.store.cut_with(lambda _: self.store.meta.put_setting(SETTING, stored))
+            self.charter = charter
+            if charter is None or old is None or charter.group != old.group:
+                if self._scope is not None:
+                    self._scope.cancel()
+            elif self._links is not None:
+                self.give(e.Membership(charter.roster))
+                self._links.set_peers(self._addresses(charter))
+        self.changed()
+
+    async def change(self, members: tuple[Member, ...], keeper: str = "") -> Charter:
+        """By the keeper: another membership. All who are or were members are told."""
+        charter = self.must_be_in()
+        if charter.keeper != self.me:
+            raise UsageError(f"only {charter.called(charter.keeper)} changes who is in the group")
+        if self.running():
+            raise RaidfsError("a group snapshot is under way or in doubt; try again in a moment")
+        new = charter.changed(members, keeper)
+        others = {each.volume for each in charter.members} - {self.me}
+        if new.member(self.me) is None:
+            for peer in others:
+                self.send(peer, CharterTold(new))
+            with trio.move_on_after(LEAVE_S):  # who knows of it ends the session
+                await self.until(lambda: self.away().keys() >= others)
+        else:
+            for peer in others - {each.volume for each in members}:  # the last it will hear
+                self.send(peer, CharterTold(new))
+        await self.adopt(new)
+        for peer in others:
+            self.send(peer, CharterTold(new))
+        return new
+
+    def _addresses(self, charter: Charter) -> dict[str, list[Address]]:
+        return {
+            each.volume: [parse_address(text) for text in each.addresses]
+            or [self.socket(each.volume)]
+            for each in charter.members
+            if each.volume != self.me
+        }
+
+    def socket(self, volume: str) -> UnixAddress:
+        """Where a volume of this host is reached."""
+        return UnixAddress(self._runtime / f"{volume}.group")
+
+    # -- its life ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled or `stop`ped."""
+        while not self._closing:
+            if self.charter is None or self.obstacle:
+                await self._changed.wait()
+                continue
+            self.trouble = ""
+            try:
+                await self._in_group(self.charter)
+            except* RaidfsError as group:
+                self.trouble = "; ".join(str(error) for error in _leaves(group))
+                log.error("group %s: %s", self.charter and self.charter.name, self.trouble)
+                await trio.sleep(RETRY_S)
+
+    async def _in_group(self, charter: Charter) -> None:
+        own = charter.member(self.me)
+        assert own is not None
+        links = Links(
+            group=charter.group, volume=self.me, vocabulary=Spoken,
+            keys=self.keys if own.addresses else None,
+        )  # fmt: skip
+        links.set_peers(self._addresses(charter))
+        listen = [parse_address(text) for text in own.addresses] or [self.socket(self.me)]
+        try:
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as self._nursery:
+                    self._process, actions = Process.recover(self.me, charter.roster, self._kept())
+                    self._carry_out(actions)
+                    self._links = links
+                    self.listening = await self._nursery.start(links.run, listen)
+                    self.changed()
+                    async for event in links.events:
+                        self._heard(event)
+        finally:
+            self._open_all()
+            self._parts.clear()
+            self._links = self._process = self._nursery = self._scope = None
+            self.listening = ()
+            self.changed()
+
+    def _kept(self) -> list[Kept]:
+        found: list[Kept] = [VisibleKept(one) for one in self.store.group_snapshots.visible()]
+        promised = set()
+        for group_id, kind, value in self.store.meta.kept():
+            if kind in (PREPARED, DECISION):
+                found.append(msgspec.msgpack.decode(value, type=Kept))
+                promised.add(group_id)
+        unpromised = self.store.group_snapshots.unfinished() - promised
+        return found + [HiddenKept(one) for one in sorted(unpromised)]
+
+    def give_way(self) -> None:
+        """Promise 3; from here on nothing is cut any more."""
+        self._closing = True
+        for plan, phase in self.running():
+            if phase == "recording":
+                self.give(e.GateTimeout(plan.snapshot))
+        self._open_all()
+        self.changed()
+
+    def _open_all(self) -> None:
+        for part in self._parts.values():
+            self._open(part)
+
+    async def stop(self) -> None:
+        """Before the store is closed."""
+        self.give_way()
+        with trio.move_on_after(SETTLE_S):
+            await self.until(lambda: not any(part.is_worked_on for part in self._parts.values()))
+        if self._links is not None:
+            await self._links.stop("the volume is being unmounted")
+        if self._scope is not None:
+            self._scope.cancel()
+        await self.until(lambda: self._scope is None)
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def _heard(self, event: Any) -> None:
+        """From the links."""
+        message: Any = event.message if isinstance(event, e.Received) else None
+        if message is not None and not isinstance(message, Message):
+            match message:
+                case CharterTold(charter):
+                    self._told_charter(charter)
+                case LeaveAsked():
+                    self._spawn(self._let_go, event.peer)
+                case _:
+                    self.on_message(event.peer, message)
+            return
+        self.give(event)
+        if isinstance(event, e.SessionUp):
+            if self.charter is not None:
+                self.send(event.peer, CharterTold(self.charter))
+            self.on_up(event.peer)
+
+    def _told_charter(self, charter: Charter) -> None:
+        own = self.charter
+        if own is not None and charter.group == own.group and charter.follows(own):
+            self._spawn(self.adopt, charter)
+
+    async def _let_go(self, peer: str) -> None:
+        charter = self.charter
+        if charter is None or charter.keeper != self.me or charter.member(peer) is None:
+            return
+        await self.change(tuple(each for each in charter.members if each.volume != peer))
+
+    def _spawn(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._guarded, partial(work, *arguments))
+
+    @staticmethod
+    async def _guarded(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except RaidfsError as error:
+            log.warning("%s", error)
+
+    def give(self, event: e.Event) -> None:
+        """Tells the process, and does what it says."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events and self._process is not None:
+                self._carry_out(self._process.handle(self._events.popleft()))
+        finally:
+            self._handling = False
+            self._events.clear()
+        self.changed()
+
+    # -- actions ----------------------------------------------------------------------------------
+
+    def _carry_out(self, actions: list[e.Action]) -> None:
+        for action in actions:
+            match action:
+                case e.Cut(plan):
+                    self._cut(plan)
+                case e.Send():
+                    self._send(action)
+                case e.OpenGate(snapshot):
+                    self._open(self._part(snapshot))
+                case e.StartTimer(event, delay_ms):
+                    self._spawn(self._timer, event, delay_ms)
+                case e.Record(snapshot, peer, message):
+                    self.record(snapshot, peer, message)
+                case e.Deliver(peer, message):
+                    self.on_message(peer, message)
+                case e.Finished(result):
+                    self._finished(result)
+                case e.Rejected(event, reason):
+                    self._reject(event, reason)
+                case e.Prepare() | e.Decide() | e.Commit() | e.Discard() | e.Forget():
+                    self._do_durably(action)
+
+    def _part(self, snapshot: bytes) -> _Part:
+        return self._parts.setdefault(snapshot, _Part())
+
+    def _cut(self, plan: Plan) -> None:
+        """Shut and cut, or Failed after the other actions."""
+        fault.here("group.before-cut")
+        part = self._part(plan.snapshot)
+        if not fault.is_set("group.no-gate") and not self._closing:
+            part.begun_ns = time.perf_counter_ns()
+            self._gates += 1
+            self.store.gate.shut()
+        try:
+            if self._closing:
+                raise RaidfsError("the volume is being unmounted")
+            self.store.group_snapshots.cut(plan.snapshot, plan.name, plan.created_ns)
+        except RaidfsError as error:
+            called = self.charter.called(self.me) if self.charter else self.me
+            self._events.append(e.Failed(plan.snapshot, f"{called}: {error}"))
+        for told in self.on_cut:
+            told(plan.snapshot)
+        fault.here("group.after-cut")
+
+    def _open(self, part: _Part) -> None:
+        if part.begun_ns:
+            part.gate_us = (time.perf_counter_ns() - part.begun_ns) // 1000
+            part.begun_ns = 0
+            self._gates -= 1
+            self.store.gate.open()
+            self.figures.gate_was_shut(part.gate_us)
+
+    def _send(self, action: e.Send) -> None:
+        point = f"send-{type(action.message).__name__.lower()}"
+        if point == "send-decision":
+            point += f"-{action.message.verdict}"  # type: ignore[union-attr]
+        fault.here(f"group.before-{point}")
+        try:
+            if self._links is not None:
+                self._links.send_nowait(action.peer, action.message, session=action.session)
+        except (LinkDown, WireError) as error:
+            log.info("not sent to %s: %s", action.peer, error)
+        fault.here(f"group.after-{point}")
+
+    def record(self, snapshot: bytes, peer: str, message: Transfer) -> None:
+        """It was on its way from there at the cut."""
+        encoded = msgspec.msgpack.encode(message)
+        self.figures.channel_bytes += len(encoded)
+        self._part(snapshot).recorded.append((peer, encoded))
+
+    async def _timer(self, event: e.Timer, delay_ms: int) -> None:
+        await trio.sleep(delay_ms / 1000)
+        self.give(event)
+
+    def _finished(self, result: Result) -> None:
+        state = result.state
+        self.figures.results[state] = self.figures.results.get(state, 0) + 1
+        self.results.append(result)
+        log.info("group snapshot %s: %s %s", result.plan.name, state, result.reason)
+        waiting = self._waiting.get(result.plan.snapshot)
+        if waiting is not None:
+            waiting(result)
+
+    def _reject(self, event: e.Event, reason: str) -> None:
+        self.figures.rejected += 1
+        if isinstance(event, e.Start):
+            self._rejected[event.plan.snapshot] = reason
+        elif isinstance(event, e.Resolve):
+            self._rejected[event.snapshot] = reason
+        else:
+            log.info("group: %s: %s", type(event).__name__, reason)
+
+    # -- what takes time --------------------------------------------------------------------------
+
+    def _do_durably(self, action: Durably) -> None:
+        kept = isinstance(action, e.Prepare | e.Decide)
+        snapshot = action.kept.plan.snapshot if kept else action.snapshot  # type: ignore[union-attr]
+        part = self._part(snapshot)
+        if snapshot in self.looks and isinstance(action, e.Prepare):
+            return  # so that it is never committed
+        part.todo.append(action)
+        if not part.is_worked_on and self._nursery is not None:
+            part.is_worked_on = True
+            self._nursery.start_soon(self._work, snapshot, part)
+
+    async def _work(self, snapshot: bytes, part: _Part) -> None:
+        """All there is to do for a snapshot, in order."""
+        try:
+            while part.todo:
+                action = part.todo.popleft()
+                point = type(action).__name__.lower()
+                try:
+                    fault.here(f"group.before-{point}")
+                    event = await self._done(snapshot, part, action)
+                    fault.here(f"group.after-{point}")
+                except RaidfsError as error:
+                    log.warning("group snapshot %s, %s: %s", snapshot.hex(), point, error)
+                    event = e.Failed(snapshot, str(error))
+                if event is not None:
+                    self.give(event)
+        finally:
+            part.is_worked_on = False
+            if not self._is_running(snapshot):
+                self._open(part)
+                self._parts.pop(snapshot, None)
+            self.changed()
+
+    def _is_running(self, snapshot: bytes) -> bool:
+        return any(plan.snapshot == snapshot for plan, _ in self.running())
+
+    async def _done(self, snapshot: bytes, part: _Part, action: Durably) -> e.Event | None:
+        parts = self.store.group_snapshots
+        match action:
+            case e.Prepare(kept):
+                encoded = msgspec.msgpack.encode(kept)
+                epoch = await parts.prepare(snapshot, encoded, part.recorded)
+                return e.Durable(snapshot, epoch, part.gate_us)
+            case e.Decide(kept):
+                await parts.keep(snapshot, DECISION, msgspec.msgpack.encode(kept))
+                return e.Decided(snapshot)
+            case e.Commit():
+                if self.before_commit is not None:
+                    await self.before_commit(snapshot)
+                await parts.commit(snapshot)
+                return e.Visible(snapshot)
+            case e.Discard():
+                await parts.discard(snapshot)
+            case e.Forget():
+                await parts.keep(snapshot, DECISION, None)
+        return None
+
+    # -- snapshots that go ------------------------------------------------------------------------
+
+    def _named(self, name: str) -> None:
+        """A snapshot came, went or changed its name: which are parts of which group snapshots?"""
+        with contextlib.suppress(NoSuchSnapshot):
+            row = self.store.snapshots.find(name)
+            if row.group_id is not None and not row.internal:
+                self._names[row.id] = row.group_id
+
+    def _gone(self, snapshot_id: int) -> None:
+        group_id = self._names.pop(snapshot_id, None)
+        if group_id is not None and self._process is not None:
+            self.give(e.Deleted(group_id))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]
+
+
+def obstacle_of(*, lane: bool, writeback: bool, read_only: bool) -> str:
+    """Why a mount with these options can't take part in a group; "": it can."""
+    because = ""
+    if read_only:
+        because = "it is mounted read-only"
+    elif not lane:
+        because = "it is mounted with -o nolane, and only the lane can hold back replies for a cut"
+    elif writeback:
+        because = (
+            "it is mounted with -o writeback: the kernel answers writes before this daemon hears"
+            " of them, so a cut can't tell what was answered"
+        )
+    return because and f"this volume can't take part in a group: {because}; mount it otherwise"
+
+
+def counts_text(counts: list[int]) -> list[tuple[float, int]]:
+    """(bound in us, how many gates were shut for at most that) of a histogram; the last: inf."""
+    return list(zip((*map(float, GATE_BOUNDS_US), math.inf), counts, strict=True))

@@ -1,0 +1,111 @@
+"""Groups between hosts: daemons that talk over TCP with the group's own certificates."""
+
+import os
+import socket
+import stat
+
+import pytest
+from groups import Crew
+from mounting import run
+
+from raidfs.group.keys import VOLUME_FILE
+
+pytestmark = pytest.mark.mount
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def listen():
+    return f"tcp:127.0.0.1:{free_port()}"
+
+
+def joined(crew):
+    """The first makes the group, the others come in by tokens."""
+    first, *others = crew.volumes
+    crew.group("init", "crew", first.mountpoint, "--listen", listen())
+    for volume in others:
+        token = crew.group("invite", "crew").stdout.strip()
+        crew.group("join", volume.mountpoint, token, "--listen", listen())
+    crew.settle()
+
+
+def test_a_group_over_tls(workshop):
+    crew = Crew(workshop)
+    joined(crew)
+    status = crew.status(1)
+    assert all(one.addresses[0].startswith("tcp:") for one in status.members)
+    assert not list(workshop.runtime.glob("*.group")), "a unix socket, too"
+    for number in range(3):
+        assert crew.snapshot(f"s{number}", number).state == "committed"
+    assert len(crew.same_everywhere()) == 3
+    # keys: nobody else's, and still good after a mount
+    files = [path for path in (workshop.directory / "state").rglob("*") if path.is_file()]
+    assert sum(path.name == VOLUME_FILE for path in files) == 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    for number in (0, 2):
+        crew.volumes[number].unmount()
+        crew.mount(number)
+    crew.settle()
+    assert crew.snapshot("again", 2).state == "committed"
+    assert len(crew.same_everywhere()) == 4
+    # who has left has no keys, and gets nowhere
+    crew.group("leave", crew.volumes[2].mountpoint)
+    crew.settle(0, 1)
+    assert len(list((workshop.directory / "state").rglob(VOLUME_FILE))) == 2
+    assert crew.snapshot("two", 0).state == "committed"
+    crew.finish()
+
+
+def test_a_token_is_good_once_and_for_this_group(workshop):
+    crew = Crew(workshop, count=3)
+    first, second, third = (volume.mountpoint for volume in crew.volumes)
+    crew.group("init", "crew", first, "--listen", listen())
+    refused = crew.group("join", second, "crew", expect=1)
+    assert "join it with a token" in refused.stderr
+    token = crew.group("invite", "crew").stdout.strip()
+    refused = crew.group("join", second, token, expect=1)
+    assert "--listen" in refused.stderr
+    refused = crew.group("join", second, token[:-3], "--listen", listen(), expect=1)
+    assert "copy it whole" in refused.stderr
+    crew.group("join", second, token, "--listen", listen())
+    refused = crew.group("join", third, token, "--listen", listen(), expect=1)
+    assert "used already" in refused.stderr
+    assert crew.status(2).group == ""
+    crew.settle(0, 1)
+    assert crew.snapshot("s").state == "committed"
+    crew.finish()
+
+
+@pytest.fixture
+def bad_network(workshop):
+    """Daemons get a network of their own: 2 ms each way, and one packet of a hundred lost."""
+    name = f"raidfs-test-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        words = ["qdisc", "add", "dev", "lo", "root", "netem", "delay", "2ms", "loss", "1%"]
+        run("tc", "-n", name, *words)
+        workshop.launcher = ("nsenter", f"--net=/run/netns/{name}")
+        yield
+    finally:
+        run("ip", "netns", "del", name)
+
+
+@pytest.mark.slow
+def test_the_order_is_kept_over_tls_with_delay_and_loss(workshop, bad_network):
+    crew = Crew(workshop)
+    joined(crew)
+    taken = []
+    with crew.writers():
+        for number in range(30):
+            one = crew.snapshot(f"s{number}", number % 3)
+            taken += [one] if one.state == "committed" else []
+    assert len(taken) >= 20
+    assert crew.violations([one.name for one in taken]) == []
+    assert min(part.gate_us for one in taken for part in one.volumes) > 1500
+    assert set(crew.same_everywhere()) == {one.name for one in taken}
+    crew.finish()
