@@ -397,12 +397,21 @@ class GroupService:
         group, charter = self.group, self.group.charter
         if charter is None:
             raise UsageError(f"volume {self._volume} is in no group")
-        if not request.force:
+        if request.force:
+            self._check_no_promise()
+        else:
             await self._leave_politely(charter)
         await group.adopt(None)
         for directory in (group.keys, group.authority):
             if directory.exists():
                 await trio.to_thread.run_sync(keys.discard, directory)
+
+    def _check_no_promise(self) -> None:
+        """What was promised can only be kept, or broken, in the group."""
+        doubts = [plan for plan, phase in self.group.running() if phase == "prepared"]
+        if doubts:
+            told = ", ".join(f"{plan.name} ({plan.snapshot.hex()})" for plan in doubts)
+            raise RaidfsError(f"in doubt: {told}; decide on it first: raidfs-ctl group resolve")
 
     async def _leave_politely(self, charter: Charter) -> None:
         group = self.group
