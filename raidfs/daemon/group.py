@@ -45,7 +45,7 @@ from raidfs.group.messages import (
     Transfer,
     VisibleKept,
 )
-from raidfs.group.session import LinkDown
+from raidfs.group.session import LinkDown, LinkLimits
 from raidfs.group.stable import OnTheWay
 from raidfs.group.transport import Address, UnixAddress, parse_address
 from raidfs.group.wire import WireError
@@ -57,6 +57,7 @@ SETTING = "group"  # its name among the volume's settings
 PREPARED, DECISION = "prepared", "decision"
 RETRY_S = 2.0
 LEAVE_S = 5.0
+LIMITS = LinkLimits(retry_s_max=1.0)  # a member that is back is soon reached again
 SETTLE_S = 2.0  # at an unmount, for what is being made durable
 Durably = e.Prepare | e.Decide | e.Commit | e.Discard | e.Forget
 Listener = Callable[[e.Event], bool]
@@ -313,7 +314,7 @@ class GroupProcess:
         assert own is not None
         links = Links(
             group=charter.group, volume=self.me, vocabulary=Spoken,
-            keys=self.keys if own.addresses else None,
+            keys=self.keys if own.addresses else None, limits=LIMITS,
         )  # fmt: skip
         links.set_peers(self._addresses(charter))
         listen = [parse_address(text) for text in own.addresses] or [self.socket(self.me)]
