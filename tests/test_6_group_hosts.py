@@ -99,6 +99,7 @@ def test_the_order_is_kept_between_namespaces_with_delay_and_stalls(workshop):
                 taken += [one] if one.state == "committed" else []
         assert len(taken) >= 25
         assert crew.violations([one.name for one in taken]) == []
-        assert min(part.gate_us for one in taken for part in one.volumes) > 1500
+        # who asks waits for there and back; who hears of it last may wait for hardly anything
+        assert min(max(part.gate_us for part in one.volumes) for one in taken) > 3500
         assert set(crew.same_everywhere()) == {one.name for one in taken}
         crew.finish()
