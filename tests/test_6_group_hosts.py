@@ -9,7 +9,7 @@ from groups import Crew
 
 from raidfs.group.keys import VOLUME_FILE
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow]  # each mounts several volumes
 
 
 def free_port():
@@ -79,7 +79,6 @@ def test_a_token_is_good_once_and_for_this_group(workshop):
     crew.finish()
 
 
-@pytest.mark.slow
 def test_the_order_is_kept_between_namespaces_with_delay_and_stalls(workshop):
     """2 ms each way, one chunk of a hundred 50 ms late."""
     crew = Crew(workshop)
