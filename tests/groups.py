@@ -111,11 +111,15 @@ class Crew:
         assert all(one == told[0] for one in told), told
         return told[0]
 
-    def finish(self):
-        """All unmounted and checked."""
+    def unmount(self):
+        """All that are mounted."""
         for volume in self.volumes:
             if volume.pid is not None:
                 volume.unmount()
+
+    def finish(self):
+        """All unmounted and checked."""
+        self.unmount()
         for volume in self.volumes:
             volume.check()
 

@@ -329,9 +329,9 @@ def test_not_a_database():
         Opened(files)
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, 2, 4])
 def test_another_format_is_refused(opened, number):
-    """A newer one, and that of volumes made before cells could be shared."""
+    """A newer one, and those of volumes made before cells could be shared, and before groups."""
     opened.meta._run(f"UPDATE state SET format = {number}")
     opened.durable(2)
     opened.meta.close()

@@ -106,6 +106,7 @@ def test_a_name_that_one_volume_has_is_refused_by_all(workshop):
     crew.finish()
 
 
+@pytest.mark.slow
 def test_delete_and_rollback_are_of_all_or_none(workshop):
     crew = Crew(workshop)
     crew.init()
@@ -132,6 +133,7 @@ def test_delete_and_rollback_are_of_all_or_none(workshop):
     crew.finish()
 
 
+@pytest.mark.slow
 def test_members_come_and_go(workshop):
     crew = Crew(workshop, count=4)
     places = [volume.mountpoint for volume in crew.volumes]
@@ -155,6 +157,7 @@ def test_members_come_and_go(workshop):
     crew.finish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["nolane", "writeback", "ro"])
 def test_a_mount_that_can_not_hold_back_replies_stays_out(workshop, option):
     crew = Crew(workshop, count=2)
@@ -175,6 +178,7 @@ def test_a_mount_that_can_not_hold_back_replies_stays_out(workshop, option):
     crew.finish()
 
 
+@pytest.mark.slow
 def test_missing_volumes_are_named_and_left_out_only_if_told_so(workshop):
     crew = Crew(workshop)
     crew.init()
@@ -192,6 +196,7 @@ def test_missing_volumes_are_named_and_left_out_only_if_told_so(workshop):
     crew.finish()
 
 
+@pytest.mark.slow
 def test_check_records_a_state_and_leaves_nothing(workshop):
     crew = Crew(workshop)
     crew.init()

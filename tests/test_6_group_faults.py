@@ -14,7 +14,7 @@ import time
 import pytest
 from groups import ControlError, Crew, wait_until
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow]  # each mounts several volumes
 
 # Where, and what must come of it: None: both are right.
 INITIATOR = {
@@ -86,7 +86,6 @@ def crew_umount(volume):
     volume.shop.run("umount", "-l", volume.mountpoint, expect=None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "points"), [(0, INITIATOR), (1, PARTICIPANT)], ids=["initiator", "participant"]
 )
@@ -121,7 +120,6 @@ def test_killed_at_each_step(workshop, victim, points):
     crew.finish()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["delete", "rollback"])
 @pytest.mark.parametrize(
     ("victim", "point", "done"),

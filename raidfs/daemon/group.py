@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ import msgspec
 import trio
 
 from raidfs.daemon import fault
+from raidfs.daemon.group_figures import Figures
 from raidfs.errors import NoSuchSnapshot, RaidfsError, UsageError
 from raidfs.group import events as e
 from raidfs.group.charter import Charter, CharterTold, LeaveAsked, Member, Spoken
@@ -46,7 +45,7 @@ from raidfs.group.messages import (
     Transfer,
     VisibleKept,
 )
-from raidfs.group.session import LinkDown
+from raidfs.group.session import LinkDown, LinkLimits
 from raidfs.group.stable import OnTheWay
 from raidfs.group.transport import Address, UnixAddress, parse_address
 from raidfs.group.wire import WireError
@@ -58,39 +57,10 @@ SETTING = "group"  # its name among the volume's settings
 PREPARED, DECISION = "prepared", "decision"
 RETRY_S = 2.0
 LEAVE_S = 5.0
+LIMITS = LinkLimits(retry_s_max=1.0)  # a member that is back is soon reached again
 SETTLE_S = 2.0  # at an unmount, for what is being made durable
-GATE_BOUNDS_US = (
-    100,
-    200,
-    500,
-    1000,
-    2000,
-    5000,
-    10_000,
-    20_000,
-    50_000,
-    100_000,
-    200_000,
-    500_000,
-)
 Durably = e.Prepare | e.Decide | e.Commit | e.Discard | e.Forget
 Listener = Callable[[e.Event], bool]
-
-
-@dataclass(slots=True)
-class Figures:
-    """Since the mount. `gate`: how many gates were shut for at most so long (GATE_BOUNDS_US; the
-    last: for longer). Results are of snapshots asked for here."""
-
-    gate: list[int] = field(default_factory=lambda: [0] * (len(GATE_BOUNDS_US) + 1))
-    gate_us_max: int = 0
-    results: dict[str, int] = field(default_factory=dict)
-    channel_bytes: int = 0
-    rejected: int = 0
-
-    def gate_was_shut(self, gate_us: int) -> None:
-        self.gate[bisect_left(GATE_BOUNDS_US, gate_us)] += 1
-        self.gate_us_max = max(self.gate_us_max, gate_us)
 
 
 @dataclass(slots=True)
@@ -349,7 +319,7 @@ class GroupProcess:
         assert own is not None
         links = Links(
             group=charter.group, volume=self.me, vocabulary=Spoken,
-            keys=self.keys if own.addresses else None,
+            keys=self.keys if own.addresses else None, limits=LIMITS,
         )  # fmt: skip
         links.set_peers(self._addresses(charter))
         listen = [parse_address(text) for text in own.addresses] or [self.socket(self.me)]
@@ -632,23 +602,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for one in error.exceptions for leaf in _leaves(one)]
     return [error]
-
-
-def obstacle_of(*, lane: bool, writeback: bool, read_only: bool) -> str:
-    """Why a mount with these options can't take part in a group; "": it can."""
-    because = ""
-    if read_only:
-        because = "it is mounted read-only"
-    elif not lane:
-        because = "it is mounted with -o nolane, and only the lane can hold back replies for a cut"
-    elif writeback:
-        because = (
-            "it is mounted with -o writeback: the kernel answers writes before this daemon hears"
-            " of them, so a cut can't tell what was answered"
-        )
-    return because and f"this volume can't take part in a group: {because}; mount it otherwise"
-
-
-def counts_text(counts: list[int]) -> list[tuple[float, int]]:
-    """(bound in us, how many gates were shut for at most that) of a histogram; the last: inf."""
-    return list(zip((*map(float, GATE_BOUNDS_US), math.inf), counts, strict=True))

@@ -17,7 +17,8 @@ import msgspec
 import trio
 
 from raidfs.daemon.control import Handler, Request
-from raidfs.daemon.group import GATE_BOUNDS_US, GroupProcess
+from raidfs.daemon.group import GroupProcess
+from raidfs.daemon.group_figures import GATE_BOUNDS_US
 from raidfs.daemon.group_looks import GroupLooks
 from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_requests import (
@@ -52,9 +53,10 @@ from raidfs.group.join import JoinServer, join
 from raidfs.group.keys import Applicant, TrustError
 from raidfs.group.messages import GATE_MS_MAX, Result
 from raidfs.group.transport import Address, TcpAddress, parse_address
+from raidfs.store.group_snapshots import BUSY
 
 LEAVE_S = 10.0
-DONE_S = 20.0
+PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def state_directory(volume_id: str) -> Path:
@@ -194,8 +196,22 @@ class GroupService:
                 f"no snapshot was taken, since not all volumes can be reached ({told});"
                 " --allow-missing takes it of the others"
             )
-        result = await self.group.snapshot(request.name, tuple(sorted(away)))
+        result = await self._result(request.name, tuple(sorted(away)))
         return self._taken(charter, result, time.monotonic() - begun)
+
+    async def _result(self, name: str, missing: tuple[str, ...]) -> Result:
+        """Where a volume can't cut in that moment it is tried again: soon it can."""
+        for pause_s in PAUSES_S:
+            try:
+                result = await self.group.snapshot(name, missing)
+            except RaidfsError as error:
+                if str(error) != BUSY:
+                    raise
+            else:
+                if not result.reason.endswith(BUSY):
+                    return result
+            await trio.sleep(pause_s)
+        return await self.group.snapshot(name, missing)
 
     def _taken(self, charter: Charter, result: Result, seconds: float) -> GroupTaken:
         parts = [
@@ -392,12 +408,21 @@ class GroupService:
         group, charter = self.group, self.group.charter
         if charter is None:
             raise UsageError(f"volume {self._volume} is in no group")
-        if not request.force:
+        if request.force:
+            self._check_no_promise()
+        else:
             await self._leave_politely(charter)
         await group.adopt(None)
         for directory in (group.keys, group.authority):
             if directory.exists():
                 await trio.to_thread.run_sync(keys.discard, directory)
+
+    def _check_no_promise(self) -> None:
+        """What was promised can only be kept, or broken, in the group."""
+        doubts = [plan for plan, phase in self.group.running() if phase == "prepared"]
+        if doubts:
+            told = ", ".join(f"{plan.name} ({plan.snapshot.hex()})" for plan in doubts)
+            raise RaidfsError(f"in doubt: {told}; decide on it first: raidfs-ctl group resolve")
 
     async def _leave_politely(self, charter: Charter) -> None:
         group = self.group

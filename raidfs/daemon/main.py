@@ -45,7 +45,8 @@ from raidfs.daemon.control import (
     WaitRequest,
 )
 from raidfs.daemon.fuse import groups_of
-from raidfs.daemon.group import GroupProcess, obstacle_of
+from raidfs.daemon.group import GroupProcess
+from raidfs.daemon.group_figures import obstacle_of
 from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_service import GroupService, state_directory
 from raidfs.daemon.group_works import GroupWorks

@@ -379,6 +379,9 @@ class SnapshotService:
     async def _rollback(self, request: SnapshotRollbackRequest) -> RolledBack:
         begun = time.monotonic()
         snapshot = self._find(request.name)
+        if request.delete_newer:
+            newer = [each for each in self.snapshots.all() if each.epoch > snapshot.epoch]
+            self._check_not_shared(newer, "delete")
         await self._drain()
         done = await rollback(
             self.volume,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 HIDDEN = ".group-"
 MOVE_OUT, MOVE_IN = "move-out", "move-in"  # kept of moves, by their numbers
 MOVING = frozenset({MOVE_OUT, MOVE_IN})
+BUSY = "the volume is busy with a rollback, or with earlier cuts"
 
 
 class GroupSnapshots:
@@ -82,10 +83,11 @@ class GroupSnapshots:
         if not self.meta.has_room():
             raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
         if not self.store.can_cut:
-            raise RaidfsError("the volume is busy with a rollback, or with earlier cuts")
+            raise RaidfsError(BUSY)
 
     def cut(self, group_id: bytes, name: str, created_ns: int) -> int:
-        """Closes the epoch now; returns it. RaidfsError, then nothing has happened."""
+        """Closes the epoch now; returns it. RaidfsError, then nothing has happened. The flusher
+        isn't woken for it: `prepare` and `discard` do that, when the gate is open again."""
         self.check(name)
         self.snapshots.reserve_name(name)
         self._names[group_id] = name

@@ -379,7 +379,7 @@ class Store:
         while self.durable < epoch:
             if self.failed is not None:
                 raise RaidfsError(f"not durable: {self.failed}")
-            if self.epoch == epoch:  # not cut yet; once it is, there is no need of another
+            if self.epoch == epoch or not self.dirty:  # not cut yet, or cut and nobody was woken
                 self._wanted.set()
             if self._committed is None:
                 self._committed = trio.Event()
