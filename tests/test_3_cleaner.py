@@ -562,7 +562,7 @@ def test_random_writes_go_on_when_a_member_is_lost():
             await trio.sleep(60)
             before = store.space.reserve.spare
             assert before is not None
-            await store.fail_member(2, "a test")
+            await store.losses.fail_member(2, "a test")
             for _ in range(60):
                 ino = chooser.choice(list(wanted))
                 await overwrite(volume, ino, 20, chooser)

@@ -126,7 +126,7 @@ async def test_all_that_was_written_is_read_right(tmp_path, kind, level, count):
         assert await compare_all(volume, files) == 0
         zone = volume.store.space.zones[min(volume.store.space.zones)].map
         for member, _ in zone.columns[: zone.code.tolerance]:
-            await volume.store.fail_member(member, "a test")
+            await volume.store.losses.fail_member(member, "a test")
             await compare_all(volume, files)
             assert await compare_all(volume, files) == 0
             ino = await write_some(volume, random.Random(member), b"more%d" % member, 100)

@@ -314,7 +314,7 @@ def test_a_member_is_lost_while_the_lane_has_credits():
             assert store.lane_wants() > 0
             ino = await open_file(volume, b"file")
             assert lane_put(volume, ino, 0, b"l") == 1
-            await store.fail_member(1, "a test")
+            await store.losses.fail_member(1, "a test")
             assert store.failed is None
             assert await lane_writes(volume, ino, 1, b"m") in ("lane", "python")
             await volume.fsync(ino)

@@ -157,7 +157,7 @@ async def test_past_the_page_cache(tmp_path, kind):
     run_check(paths)
     async with mounted(paths, direct=True) as volume:
         store = volume.store
-        await store.fail_member(1, "by the test")
+        await store.losses.fail_member(1, "by the test")
         damage(store, 3)
         assert await content(volume, ino) == bytes(model[:size])
         assert store.array.statistics().cells_healed > 0

@@ -191,7 +191,7 @@ def test_a_member_taken_out_during_a_flush_is_in_the_labels_first(delay):
                 nursery.start_soon(volume.fsync, ino)
                 nursery.start_soon(sync)
                 await trio.sleep(delay * 0.01)
-                await store.fail_member(2, "an administrator's wish")
+                await store.losses.fail_member(2, "an administrator's wish")
             assert told == [[2, 2, 1, 2]]
         checked(members)
 

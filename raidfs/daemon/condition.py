@@ -79,7 +79,7 @@ async def fail_member(store: Store, request: MemberFailRequest) -> None:
             f"without member {number} data would be lost: redundancy doesn't cover it;"
             " copy the data away first (--force does it all the same)"
         )
-    await store.fail_member(number, request.reason or "failed by the administrator")
+    await store.losses.fail_member(number, request.reason or "failed by the administrator")
 
 
 def survives(store: Store, online: set[int]) -> bool:

@@ -3,8 +3,8 @@
     links (group/link.py) --events--> Process (group/marker.py) --actions--> gate, store, links
 
 What the process says is done in its order, at once: shutting the gate, cutting and queueing the
-markers are one step of the event loop. What takes time (to disk) goes to one task per snapshot,
-which does it in order and answers with an event.
+markers are one step of the event loop. What is done to the store, and what takes time, is in
+group_parts.py.
 
  1. From the cut to the last marker, or to the timer, the gate is shut; nothing that has to be done
     meanwhile needs it open. Answers of the control socket wait, too (`told`).
@@ -18,10 +18,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,19 +29,17 @@ import trio
 
 from raidfs.daemon import fault
 from raidfs.daemon.group_figures import Figures
+from raidfs.daemon.group_parts import Parts
 from raidfs.errors import NoSuchSnapshot, RaidfsError, UsageError
 from raidfs.group import events as e
 from raidfs.group.charter import Charter, CharterTold, LeaveAsked, Member, Spoken
 from raidfs.group.link import Links, PeerState
 from raidfs.group.marker import Process
 from raidfs.group.messages import (
-    HiddenKept,
-    Kept,
     Message,
     Plan,
     Result,
     Transfer,
-    VisibleKept,
 )
 from raidfs.group.session import LinkDown, LinkLimits
 from raidfs.group.stable import OnTheWay
@@ -54,24 +50,11 @@ from raidfs.store.store import Store
 log = logging.getLogger("raidfs.group")
 
 SETTING = "group"  # its name among the volume's settings
-PREPARED, DECISION = "prepared", "decision"
 RETRY_S = 2.0
 LEAVE_S = 5.0
 LIMITS = LinkLimits(retry_s_max=1.0)  # a member that is back is soon reached again
 SETTLE_S = 2.0  # at an unmount, for what is being made durable
-Durably = e.Prepare | e.Decide | e.Commit | e.Discard | e.Forget
 Listener = Callable[[e.Event], bool]
-
-
-@dataclass(slots=True)
-class _Part:
-    """Of one snapshot here."""
-
-    begun_ns: int = 0  # the gate is shut since; 0: it is not, for this one
-    gate_us: int = 0
-    recorded: list[tuple[str, bytes]] = field(default_factory=list)
-    todo: deque[Durably] = field(default_factory=deque)
-    is_worked_on: bool = False
 
 
 def decode_charter(stored: bytes | None) -> Charter | None:
@@ -97,14 +80,11 @@ class GroupProcess:
         self.results: deque[Result] = deque(maxlen=100)
         self.on_message: Callable[[str, object], None] = lambda peer, message: None
         self.on_up: Callable[[str], None] = lambda peer: None
-        self.on_cut: list[Callable[[bytes], None]] = []
-        self.before_commit: Callable[[bytes], Awaitable[None]] | None = None
-        self.looks: set[bytes] = set()  # snapshots of ours that are only to be looked at
+        self.parts = Parts(store, self.figures, self.give, self._is_running, self.changed)
         self._runtime = runtime
         self._process: Process | None = None
         self._links: Links | None = None
         self._nursery: trio.Nursery | None = None
-        self._parts: dict[bytes, _Part] = {}
         self._waiting: dict[bytes, Callable[[Result], None]] = {}
         self._rejected: dict[bytes, str] = {}
         self._events: deque[e.Event] = deque()
@@ -113,7 +93,6 @@ class GroupProcess:
         self._scope: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._adopting = trio.Lock()
-        self._gates = 0
         self._names: dict[int, bytes] = {}
         store.snapshots.on_gone.append(self._gone)
         store.snapshots.on_named.append(self._named)
@@ -134,7 +113,7 @@ class GroupProcess:
 
     async def told(self) -> None:
         """Returns when no snapshot of the group has the gate shut."""
-        await self.until(lambda: not self._gates)
+        await self.until(lambda: not self.parts.gates)
 
     def must_be_in(self) -> Charter:
         """UsageError unless the volume is in a group, and takes part."""
@@ -214,7 +193,7 @@ class GroupProcess:
         if phases.get(snapshot) in (None, "recording"):
             return None
         found = []
-        for peer, encoded in self._part(snapshot).recorded:
+        for peer, encoded in self.parts.recorded(snapshot):
             message = msgspec.msgpack.decode(encoded, type=Transfer)
             message = msgspec.structs.replace(message, payload=b"")
             found.append(OnTheWay(peer, self.me, message))
@@ -326,7 +305,9 @@ class GroupProcess:
         try:
             with trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as self._nursery:
-                    self._process, actions = Process.recover(self.me, charter.roster, self._kept())
+                    self._process, actions = Process.recover(
+                        self.me, charter.roster, self.parts.kept()
+                    )
                     self._carry_out(actions)
                     self._links = links
                     self.listening = await self._nursery.start(links.run, listen)
@@ -334,21 +315,10 @@ class GroupProcess:
                     async for event in links.events:
                         self._heard(event)
         finally:
-            self._open_all()
-            self._parts.clear()
+            self.parts.end()
             self._links = self._process = self._nursery = self._scope = None
             self.listening = ()
             self.changed()
-
-    def _kept(self) -> list[Kept]:
-        found: list[Kept] = [VisibleKept(one) for one in self.store.group_snapshots.visible()]
-        promised = set()
-        for group_id, kind, value in self.store.meta.kept():
-            if kind in (PREPARED, DECISION):
-                found.append(msgspec.msgpack.decode(value, type=Kept))
-                promised.add(group_id)
-        unpromised = self.store.group_snapshots.unfinished() - promised
-        return found + [HiddenKept(one) for one in sorted(unpromised)]
 
     def give_way(self) -> None:
         """Promise 3; from here on nothing is cut any more."""
@@ -356,18 +326,14 @@ class GroupProcess:
         for plan, phase in self.running():
             if phase == "recording":
                 self.give(e.GateTimeout(plan.snapshot))
-        self._open_all()
+        self.parts.open_all()
         self.changed()
-
-    def _open_all(self) -> None:
-        for part in self._parts.values():
-            self._open(part)
 
     async def stop(self) -> None:
         """Before the store is closed."""
         self.give_way()
         with trio.move_on_after(SETTLE_S):
-            await self.until(lambda: not any(part.is_worked_on for part in self._parts.values()))
+            await self.until(self.parts.is_settled)
         if self._links is not None:
             await self._links.stop("the volume is being unmounted")
         if self._scope is not None:
@@ -440,11 +406,11 @@ class GroupProcess:
                 case e.Send():
                     self._send(action)
                 case e.OpenGate(snapshot):
-                    self._open(self._part(snapshot))
+                    self.parts.open_gate(snapshot)
                 case e.StartTimer(event, delay_ms):
                     self._spawn(self._timer, event, delay_ms)
                 case e.Record(snapshot, peer, message):
-                    self.record(snapshot, peer, message)
+                    self.parts.record(snapshot, peer, message)
                 case e.Deliver(peer, message):
                     self.on_message(peer, message)
                 case e.Finished(result):
@@ -452,37 +418,18 @@ class GroupProcess:
                 case e.Rejected(event, reason):
                     self._reject(event, reason)
                 case e.Prepare() | e.Decide() | e.Commit() | e.Discard() | e.Forget():
-                    self._do_durably(action)
-
-    def _part(self, snapshot: bytes) -> _Part:
-        return self._parts.setdefault(snapshot, _Part())
+                    if self._nursery is not None:
+                        self.parts.do(action, self._nursery)
 
     def _cut(self, plan: Plan) -> None:
-        """Shut and cut, or Failed after the other actions."""
-        fault.here("group.before-cut")
-        part = self._part(plan.snapshot)
-        if not fault.is_set("group.no-gate") and not self._closing:
-            part.begun_ns = time.perf_counter_ns()
-            self._gates += 1
-            self.store.gate.shut()
+        """Or Failed after the other actions."""
         try:
             if self._closing:
                 raise RaidfsError("the volume is being unmounted")
-            self.store.group_snapshots.cut(plan.snapshot, plan.name, plan.created_ns)
+            self.parts.cut(plan)
         except RaidfsError as error:
             called = self.charter.called(self.me) if self.charter else self.me
             self._events.append(e.Failed(plan.snapshot, f"{called}: {error}"))
-        for told in self.on_cut:
-            told(plan.snapshot)
-        fault.here("group.after-cut")
-
-    def _open(self, part: _Part) -> None:
-        if part.begun_ns:
-            part.gate_us = (time.perf_counter_ns() - part.begun_ns) // 1000
-            part.begun_ns = 0
-            self._gates -= 1
-            self.store.gate.open()
-            self.figures.gate_was_shut(part.gate_us)
 
     def _send(self, action: e.Send) -> None:
         point = f"send-{type(action.message).__name__.lower()}"
@@ -495,12 +442,6 @@ class GroupProcess:
         except (LinkDown, WireError) as error:
             log.info("not sent to %s: %s", action.peer, error)
         fault.here(f"group.after-{point}")
-
-    def record(self, snapshot: bytes, peer: str, message: Transfer) -> None:
-        """It was on its way from there at the cut."""
-        encoded = msgspec.msgpack.encode(message)
-        self.figures.channel_bytes += len(encoded)
-        self._part(snapshot).recorded.append((peer, encoded))
 
     async def _timer(self, event: e.Timer, delay_ms: int) -> None:
         await trio.sleep(delay_ms / 1000)
@@ -524,64 +465,8 @@ class GroupProcess:
         else:
             log.info("group: %s: %s", type(event).__name__, reason)
 
-    # -- what takes time --------------------------------------------------------------------------
-
-    def _do_durably(self, action: Durably) -> None:
-        kept = isinstance(action, e.Prepare | e.Decide)
-        snapshot = action.kept.plan.snapshot if kept else action.snapshot  # type: ignore[union-attr]
-        part = self._part(snapshot)
-        if snapshot in self.looks and isinstance(action, e.Prepare):
-            return  # so that it is never committed
-        part.todo.append(action)
-        if not part.is_worked_on and self._nursery is not None:
-            part.is_worked_on = True
-            self._nursery.start_soon(self._work, snapshot, part)
-
-    async def _work(self, snapshot: bytes, part: _Part) -> None:
-        """All there is to do for a snapshot, in order."""
-        try:
-            while part.todo:
-                action = part.todo.popleft()
-                point = type(action).__name__.lower()
-                try:
-                    fault.here(f"group.before-{point}")
-                    event = await self._done(snapshot, part, action)
-                    fault.here(f"group.after-{point}")
-                except RaidfsError as error:
-                    log.warning("group snapshot %s, %s: %s", snapshot.hex(), point, error)
-                    event = e.Failed(snapshot, str(error))
-                if event is not None:
-                    self.give(event)
-        finally:
-            part.is_worked_on = False
-            if not self._is_running(snapshot):
-                self._open(part)
-                self._parts.pop(snapshot, None)
-            self.changed()
-
     def _is_running(self, snapshot: bytes) -> bool:
         return any(plan.snapshot == snapshot for plan, _ in self.running())
-
-    async def _done(self, snapshot: bytes, part: _Part, action: Durably) -> e.Event | None:
-        parts = self.store.group_snapshots
-        match action:
-            case e.Prepare(kept):
-                encoded = msgspec.msgpack.encode(kept)
-                epoch = await parts.prepare(snapshot, encoded, part.recorded)
-                return e.Durable(snapshot, epoch, part.gate_us)
-            case e.Decide(kept):
-                await parts.keep(snapshot, DECISION, msgspec.msgpack.encode(kept))
-                return e.Decided(snapshot)
-            case e.Commit():
-                if self.before_commit is not None:
-                    await self.before_commit(snapshot)
-                await parts.commit(snapshot)
-                return e.Visible(snapshot)
-            case e.Discard():
-                await parts.discard(snapshot)
-            case e.Forget():
-                await parts.keep(snapshot, DECISION, None)
-        return None
 
     # -- snapshots that go ------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class GroupLooks:
         self._states: OrderedDict[bytes, VolumeState] = OrderedDict()  # at the cuts, the last ones
         self._told: dict[bytes, dict[str, StateTold]] = {}
         self._nursery: trio.Nursery | None = None
-        group.on_cut.append(self._cut)
+        group.parts.on_cut.append(self._cut)
         works.on_state = self._heard
 
     def handlers(self) -> dict[type[Request], Handler]:
@@ -106,7 +106,7 @@ class GroupLooks:
         group = self.group
         plan = group.plan(f"look-{os.urandom(8).hex()}")
         snapshot, told = plan.snapshot, self._told.setdefault(plan.snapshot, {})
-        group.looks.add(snapshot)
+        group.parts.looks.add(snapshot)
         results: list[Result] = []
         channels, refused = None, ""
         peers = set(group.must_be_in().roster.members) - {group.me}
@@ -132,7 +132,7 @@ class GroupLooks:
             refused = str(errors.exceptions[0])
         finally:
             del self._told[snapshot]
-            group.looks.discard(snapshot)
+            group.parts.looks.discard(snapshot)
         if channels is None or told.keys() != peers:
             why = refused or (results[0].reason if results else "not all have told theirs")
             raise RaidfsError(f"the state of the group could not be recorded: {why}")

@@ -91,8 +91,8 @@ class GroupMoves:
         self._nursery: trio.Nursery | None = None
         works.on_move = self._heard
         works.on_back = self._up
-        group.on_cut.append(self._cut)
-        group.before_commit = self.before_commit
+        group.parts.on_cut.append(self._cut)
+        group.parts.before_commit = self.before_commit
         volume.store.group_snapshots.deliver = self._deliver
 
     def handlers(self) -> dict[type[Request], Handler]:
@@ -445,7 +445,7 @@ class GroupMoves:
             if isinstance(one.core, m.Target) and one.core.is_owned:
                 row = one.core.row
                 message = m.transfer(one.move, m.Given(row.parent, row.name))
-                self.group.record(snapshot, one.peer, message)
+                self.group.parts.record(snapshot, one.peer, message)
 
     @staticmethod
     def _given(ways: list[tuple[str, bytes]]) -> list[tuple[bytes, str, m.Given]]:

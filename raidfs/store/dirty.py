@@ -112,7 +112,7 @@ class DirtyRoom:
         """Files removed since the last cut may have emptied zones; a zone may have failed because
         of a member that others can do without."""
         store = self.store
-        await store.settle_losses()
+        await store.losses.settle()
         await store.commit()
         await self.space.erase(self.space.erasable(store.durable))
         if self.space.limbo:

@@ -94,7 +94,7 @@ class Flush:
     async def _settle(self, failed: set[int]) -> None:
         for member in failed:
             self.store.notices.loss(member, self.store.array.states[member].write_error)
-        await self.store.settle_losses()
+        await self.store.losses.settle()
 
     async def apply(self) -> None:
         """Change leaves, checksums, owners, zones in the open transaction."""

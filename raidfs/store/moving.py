@@ -156,7 +156,7 @@ class Mover:
         store = self.store
         for member in failed:
             store.notices.loss(member, store.array.states[member].write_error)
-        await store.settle_losses()
+        await store.losses.settle()
         if store.failed is not None:
             raise RaidfsError(store.failed)
 

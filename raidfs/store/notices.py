@@ -1,7 +1,7 @@
 """What members, the mirror and the array report from any thread, until the store takes it up.
 
 Events are kept in the metadata by the next flush; members that failed a write are recorded in the
-labels of the others before anything that they missed is told durable (`Store.settle_losses`).
+labels of the others before anything that they missed is told durable (`Losses.settle`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ Promises (numbers of docs/ARCHITECTURE.md):
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +39,7 @@ from .feed import Feed
 from .flush import Flush
 from .group_snapshots import GroupSnapshots
 from .layout import Layout
+from .losses import Losses
 from .members import engine_for, member_states, require_zones
 from .meta import Meta
 from .mirror import Mirror
@@ -118,6 +118,7 @@ class Store:
         self.space.on_gone = self.feed.forget
         self.dirty_cells_max = self._dirty_cells_max(dirty_bytes_max)
         self.dirty_room = DirtyRoom(self)
+        self.losses = Losses(self)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
         self._due: dict[int, list[Callable[[int], None]]] = {}  # by epoch: see `cut_with`
@@ -132,7 +133,6 @@ class Store:
         self._wanted = trio.Event()
         self._progress: trio.Event | None = None  # where somebody waits for it
         self._committed: trio.Event | None = None
-        self._settling = trio.Lock()
         self.wholesale = trio.Lock()  # held by whoever changes the present as a whole: rewrite.py
         self._held: trio.Event | None = None  # set by `let_cut`, after `hold_cuts`
         self._stopping = False
@@ -194,7 +194,7 @@ class Store:
                 gate=gate,
             )
             if not read_only:
-                await store.settle_losses()
+                await store.losses.settle()
                 await offload(store.space.sweep)
                 store.snapshots.condemn_leftovers()
             return store
@@ -225,44 +225,6 @@ class Store:
             log.error("volume is read-only from now on: %s", reason)
         self._step_committed()
         self._wanted.set()
-
-    async def settle_losses(self) -> None:
-        """Write every loss noticed so far into the labels of the others, before anything is told
-        durable that the lost member missed. On return that has been done, or the store failed."""
-        if not self.notices.losses and not self._settling.locked():
-            return
-        async with self._settling:
-            while self.notices.losses:
-                member, reason = self.notices.losses.popitem()
-                if self.array.states[member].state != "failed":
-                    await self._settle_loss(member, reason)
-
-    async def _settle_loss(self, member: int, reason: str) -> None:
-        self.dirty_room.before_loss()
-        if not self.space.affordable(member):  # then it is better to go on reading from it
-            self.fail(f"member {member} failed, and the others don't make up for it: {reason}")
-            return
-        self.array.fail(member, reason)
-        self.feed.lose(member)
-        self.space.after_loss()
-        try:
-            self.mirror.lose(member, reason)
-            left = await self.offload(
-                functools.partial(self.assembly.fail, member, reason, zones_survive=True)
-            )
-            self.mirror.recorded(member)
-        except RaidfsError as error:
-            self.fail(f"member {member} failed ({reason}): {error}")
-            return
-        for other in left - {member}:
-            self.notices.loss(other, "its label could not be written")
-
-    async def fail_member(self, member: int, reason: str) -> None:
-        """An administrator takes a member out. The caller has checked that redundancy covers it."""
-        self.notices.loss(member, reason)
-        await self.settle_losses()
-        self._changed = True
-        await self.commit()
 
     # -- the cut ----------------------------------------------------------------------------------
 
@@ -451,7 +413,7 @@ class Store:
 
     async def _flush_once(self) -> None:
         try:
-            await self.settle_losses()
+            await self.losses.settle()
             if self.dirty and self.failed is None and self._held is None:
                 self.cut()
             else:
@@ -507,7 +469,7 @@ class Store:
                 at_once = again = False
             except LossUnrecorded:  # the mirror wants the loss in the labels first
                 again = True
-            await self.settle_losses()
+            await self.losses.settle()
             if self.failed is not None or not again:
                 return self.failed is None
 
@@ -592,7 +554,7 @@ class Store:
             elif not (isinstance(error, LossUnrecorded) and await self._sync(self.mirror.sync_db)):
                 raise
         if self.failed is None:
-            await self.settle_losses()
+            await self.losses.settle()
 
     def statistics(self) -> StoreStatistics:
         space, pages = self.space, self.pages
