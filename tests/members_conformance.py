@@ -56,6 +56,7 @@ def label_of(member_id=0, kind="directory", path="/somewhere", **changes):
         "history": [(1, "01" * 8)],
         "members": entries,
         "parameters": PARAMETERS,
+        "next_member": 1 << 10,
     }
     return Label(**(fields | changes))
 

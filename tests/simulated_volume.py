@@ -80,7 +80,9 @@ def fresh_files(
         MemberEntry(m.number, m.kind, m.path, m.slots_total, m.slots_total * ZONE_BYTES)
         for m in members
     ]
-    label = Label("ab" * 16, "crash", 0, 1, "cd" * 8, [(1, "cd" * 8)], table, parameters)
+    label = Label(
+        "ab" * 16, "crash", 0, 1, "cd" * 8, [(1, "cd" * 8)], table, parameters, len(table)
+    )
     Meta.create({m.number: m for m in members}, parameters, 1)
     for member in members:
         write_label(member, label.for_member(member.number))

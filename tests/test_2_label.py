@@ -58,10 +58,10 @@ def test_no_label_is_told_from_a_damaged_one():
 
 
 def test_a_newer_format_is_named(monkeypatch):
-    monkeypatch.setattr("raidfs.raid.label.FORMAT_VERSION", 2)
+    monkeypatch.setattr("raidfs.raid.label.FORMAT_VERSION", 3)
     data = encode_label(label_of())
     monkeypatch.undo()
-    with pytest.raises(LabelError, match="format 2 and this raidfs knows format 1"):
+    with pytest.raises(LabelError, match="format 3 and this raidfs knows format 2"):
         decode_label(data)
 
 

@@ -192,7 +192,7 @@ class Bench:
     def verify_slots(self):
         """Each slot is free, or taken once."""
         zones = [*self.space.zones.values(), *self.space.limbo.values()]
-        for number, slots in self.space.slots.items():
+        for number, slots in self.space.allocation.slots.items():
             taken = [s for zone in zones for m, s in zone.map.columns if m == number]
             assert sorted(taken + slots.free) == list(range(slots.total)), number
 
@@ -305,7 +305,7 @@ def test_a_zone_that_cannot_be_recorded_leaves_nothing_behind():
 def test_a_member_without_room_is_passed_over_and_asked_again():
     async def run():
         bench = Bench("5", 4, [8] * 4, 0)
-        bench.space.code = narrower("5", 3)
+        bench.space.allocation.code = narrower("5", 3)
         bench.members[2].failing = {"create"}
         assert await bench.space.make_room(10)
         zone = next(iter(bench.space.zones.values()))
@@ -313,10 +313,10 @@ def test_a_member_without_room_is_passed_over_and_asked_again():
         bench.verify_slots()
         bench.members[2].failing = set()
         await bench.space.erase([])  # nothing was erased: it is still passed over
-        assert 2 in bench.space._full
-        bench.space._full[2] -= 60  # but not for ever
-        bench.space._choose(False)
-        assert 2 not in bench.space._full
+        assert 2 in bench.space.allocation._full
+        bench.space.allocation._full[2] -= 60  # but not for ever
+        bench.space.allocation.choose(False)
+        assert 2 not in bench.space.allocation._full
         bench.array.close()
 
     in_simulated_time(run)
@@ -652,10 +652,10 @@ def test_unequal_members_are_used_up_together():
         members = new_members("5", 5, slots=[4, 4, 8, 8, 6])
         async with mounted(members) as volume:
             space = volume.store.space
-            space.code = narrower("5", 3)
+            space.allocation.code = narrower("5", 3)
             ino = await new_file(volume, b"file")
             await fill(volume, ino, 20)
-            assert sum(len(slots.free) for slots in space.slots.values()) < 3
+            assert sum(len(slots.free) for slots in space.allocation.slots.values()) < 3
             assert space.usage().free_cells <= 20
         checked(members)
 

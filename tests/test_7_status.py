@@ -18,7 +18,9 @@ def label(level="6", count=5, failed=()):
         for number in range(count)
     ]  # fmt: skip
     parameters = Parameters(level, count, 4096, 1 << 20, 1 << 24, 1 << 24, 0)
-    return Label("ab" * 16, "tank", 0, 1, "cd" * 8, [(1, "cd" * 8)], members, parameters)
+    return Label(
+        "ab" * 16, "tank", 0, 1, "cd" * 8, [(1, "cd" * 8)], members, parameters, len(members)
+    )
 
 
 CASES = {

@@ -45,6 +45,9 @@ class Cells:
             for entry in self.assembly.label.members
         }
         array = Array(states, self.cell_bytes, lambda name, member, text: None, heal=False)
+        array.stale.update(
+            (n, column) for n, zone in self.zones.items() for column in zone.row.missed
+        )
         total = sum(zone.row.fill for zone in self.zones.values())
         done = 0
         try:
@@ -64,7 +67,7 @@ class Cells:
         where = zone.present[:, row : row + count]
         good = ~where
         for column, (member_id, _) in enumerate(zone.map.columns):
-            if member_id not in self.assembly.members:
+            if member_id not in self.assembly.members or column in zone.row.missed:
                 continue
             for first, last in runs(where[column]):
                 expected = np.ascontiguousarray(crcs[first:last, column])

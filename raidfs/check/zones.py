@@ -132,6 +132,11 @@ class Zones:
     def _column_files(self, zone: Zone) -> None:
         for column, (member_id, slot) in enumerate(zone.map.columns):
             member = self.assembly.members.get(member_id)
+            missed = zone.row.missed.get(column, zone.row.fill)
+            if not 0 <= missed <= zone.row.fill:
+                self.report.add("zone.missed", f"zone {zone.row.zone} column {column}: {missed}")
+            if zone.row.missed.get(column) == 0:
+                continue  # it may never have been made
             if member is not None and not member.column_exists(zone.row.zone, column, slot):
                 self.report.add(
                     "column.missing", f"{member.path}: no column {column} of zone {zone.row.zone}"

@@ -90,16 +90,20 @@ class Array:
     ) -> None:
         self.engine = engine  # for writing.py
         self.states = states
+        self.stale: set[tuple[int, int]] = set()  # (zone, column) that lack rows: as if lost
         self.cell_bytes = cell_bytes
         self._on_event = on_event
         self._heal = heal
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(ArrayStatistics.__dataclass_fields__, 0)
-        self._pool = ThreadPoolExecutor(max(2, len(states)), thread_name_prefix="member")
+        self._threads = max(2, len(states))
+        self._outgrown: list[ThreadPoolExecutor] = []
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="member")
 
     def close(self) -> None:
         """Wait for what is under way. The members are not closed: who opened them does that."""
-        self._pool.shutdown()
+        for pool in (*self._outgrown, self._pool):
+            pool.shutdown()
 
     def statistics(self) -> ArrayStatistics:
         with self._lock:
@@ -122,8 +126,34 @@ class Array:
             self._on_event("Fail", member_id, reason)
             self._on_event("DegradedArray", NO_MEMBER, f"running without member {member_id}")
 
+    def admit(self, member_id: int, member: Member) -> None:
+        """A new member, or one that is back. What it may lack is in `stale` before."""
+        with self._lock:
+            state = self.states.setdefault(member_id, MemberState(None, "missing"))
+            state.member, state.state, state.write_error = member, "online", ""
+            if len(self.states) > self._threads:
+                self._outgrown.append(self._pool)  # somebody may be about to use it
+                self._threads = 2 * len(self.states)
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="member")
+
+    def withdraw(self, member_id: int) -> None:
+        """It is no member any more, and holds nothing."""
+        with self._lock:
+            del self.states[member_id]
+
     def online(self, zone: ZoneMap, column: int) -> Member | None:
-        """The member that holds the column, if it can be used."""
+        """The member that holds the column, if it can be used, and has all of it."""
+        if self.stale and (zone.zone, column) in self.stale:
+            return None
+        return self.present(zone, column)
+
+    def absent(self, zone: ZoneMap) -> tuple[int, ...]:
+        """Columns that what is written now doesn't reach."""
+        width = zone.code.width
+        return tuple([c for c in range(width) if self.online(zone, c) is None])
+
+    def present(self, zone: ZoneMap, column: int) -> Member | None:
+        """The member that holds the column, whatever it lacks."""
         state = self.states.get(zone.columns[column][0])
         return state.member if state is not None and state.state == "online" else None
 
@@ -362,7 +392,7 @@ class Array:
         """Give the columns' room back; the ids of members that failed."""
 
         def remove(column: int) -> None:
-            member = self.online(zone, column)
+            member = self.present(zone, column)
             if member is not None:
                 member.column_remove(zone.zone, column, zone.columns[column][1])
 

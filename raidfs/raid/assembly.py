@@ -14,6 +14,7 @@ refuses.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -23,13 +24,15 @@ import msgspec
 
 from raidfs.errors import Divergent, LabelError, MemberError, NotEnoughMembers
 from raidfs.raid.code import Code, code_for
-from raidfs.raid.decision import BELIEVED, NEW_LOSS, Decision, Observation, decide, seen_as
+from raidfs.raid.decision import BELIEVED, NEW_LOSS, Decision, Listed, Observation, decide, seen_as
 from raidfs.raid.finding import Found, find_members
 from raidfs.raid.label import (
     HISTORY_MAX,
+    LABEL_BYTES,
     LABEL_COPIES,
     Label,
     MemberEntry,
+    Parameters,
     encode_label,
     read_copies,
     read_labels,
@@ -189,6 +192,78 @@ class Assembly:
                 most = max(most, len(self.lost) + 1)
             return self._leave({member_id: reason}, most)
 
+    # -- changes that an administrator wants ------------------------------------------------------
+
+    def retable(
+        self,
+        table: list[MemberEntry],
+        parameters: Parameters | None = None,
+        next_member: int = 0,
+    ) -> set[int]:
+        """Another table, or other parameters, as a new generation. Returns members that left by it,
+        as `fail`. UsageError: the label can't hold that; nothing was changed."""
+        with self._lock:
+            new = msgspec.structs.replace(
+                self.label,
+                member_id=next(iter(self.members)),
+                members=table,
+                parameters=parameters or self.label.parameters,
+                next_member=max(next_member, self.label.next_member),
+            )
+            encode_label(new)
+            before = set(self.members)
+            self.label = new
+            self._advance(table, max(self.code.tolerance, len(self.lost)))
+            return before - set(self.members)
+
+    def enroll(self, entries: list[MemberEntry]) -> set[int]:
+        """New lines of the table, that nobody believes yet. Their ids begin at `next_member`."""
+        waiting = [msgspec.structs.replace(entry, state="offline") for entry in entries]
+        following = max(entry.id for entry in entries) + 1
+        return self.retable([*self.label.members, *waiting], next_member=following)
+
+    def activate(self, member_id: int, member: Member) -> set[int]:
+        """The member is believed from here on: it is open, locked, and holds what the others do. It
+        gets the new label first: wherever a crash comes, it either has that, and so is believed by
+        whoever finds it, or isn't listed as believed anywhere. MemberError of its own: nothing has
+        changed. Returns members that left by it."""
+        with self._lock:
+            assert member_id not in self.members
+            table = [
+                msgspec.structs.replace(
+                    entry, state="active", reason="", path=member.path, kind=member.kind
+                )
+                if entry.id == member_id
+                else entry
+                for entry in self.label.members
+            ]
+            before = set(self.members)
+            reason = self.lost.pop(member_id, None)
+            self.members[member_id] = member
+            try:
+                most = max(self.code.tolerance, len(self.lost))
+                self._advance(table, most, first=member_id)
+            except MemberError:
+                del self.members[member_id]
+                if reason is not None:
+                    self.lost[member_id] = reason
+                raise
+            return before - set(self.members)
+
+    def withdraw(self, member_id: int) -> set[int]:
+        """The line goes; if the member is there, its label goes as well, and it is closed. Returns
+        members that left by it."""
+        with self._lock:
+            member = self.members.pop(member_id, None)
+            self.lost.pop(member_id, None)
+            left = self.retable([each for each in self.label.members if each.id != member_id])
+            if member is not None:
+                with contextlib.suppress(MemberError):  # nobody knows it any more in any case
+                    for copy in range(LABEL_COPIES):
+                        member.write_label(copy, bytes(LABEL_BYTES))
+                member.close()
+            return left
+
     def close(self) -> None:
         """Close all members, and so release their locks."""
         with self._lock:
@@ -222,14 +297,16 @@ class Assembly:
         member = self.members.get(entry.id)
         if member is not None:
             return msgspec.structs.replace(entry, path=member.path, kind=member.kind)
-        if entry.state == "failed":
+        if not entry.is_current:
             return entry
         reason = self.lost.get(entry.id, "")[:200]
         return msgspec.structs.replace(entry, state="failed", reason=reason)
 
-    def _advance(self, table: list[MemberEntry], most: int) -> None:
+    def _advance(self, table: list[MemberEntry], most: int, first: int | None = None) -> None:
         """Promise 2. Each turn ends or loses a member; NotEnoughMembers rather than losing more
-        than `most`. Those that then have an older label count as interrupted, so as good."""
+        than `most`. Those that then have an older label count as interrupted, so as good. `first`:
+        that one gets it before all others; MemberError if it can't, and nothing has changed."""
+        before = self.label
         while True:
             generation = self.label.generation + 1
             generation_id = self._random_bytes(8).hex()
@@ -241,6 +318,12 @@ class Assembly:
                 history=[*self.label.history, (generation, generation_id)][-HISTORY_MAX:],
                 members=table,
             )
+            if first is not None:
+                failed = _write_copies({first: self.members[first]}, self.label)
+                if failed:
+                    self.label = before
+                    raise MemberError(failed[first], self.members[first].path)
+                first = None
             failed = _write_copies(self.members, self.label)
             if not failed:
                 return
@@ -306,20 +389,26 @@ def _decide(found: Found, *, degraded: bool) -> Decision:
     for entry in newest.members:
         label = found.labels.get(entry.id)
         if entry.id in found.corrupt:
-            observations[entry.id] = Observation("corrupt", entry.state)
+            observations[entry.id] = Observation("corrupt", _listed_as(entry))
         elif label is None:
-            observations[entry.id] = Observation("absent", entry.state)
+            observations[entry.id] = Observation("absent", _listed_as(entry))
         else:
-            observations[entry.id] = Observation(seen_as(label, newest), entry.state)
+            observations[entry.id] = Observation(seen_as(label, newest), _listed_as(entry))
     code = code_for(newest.parameters.level, newest.parameters.width)
     # Zones made after a loss avoid the lost member, and survive others on top of it.
-    avoided = any(entry.state == "failed" for entry in newest.members)
+    avoided = any(not entry.is_current for entry in newest.members)
+    uneven = newest.parameters.uneven
+    many = len(newest.members) > code.width
     return decide(
         observations,
-        tolerance=code.tolerance,
-        may_survive_more=code.may_survive_more or avoided or len(newest.members) > code.width,
+        tolerance=0 if uneven else code.tolerance,
+        may_survive_more=code.may_survive_more or avoided or uneven or many,
         degraded=degraded,
     )
+
+
+def _listed_as(entry: MemberEntry) -> Listed:
+    return "active" if entry.is_current else "failed"
 
 
 def _reasons(found: Found, decision: Decision) -> dict[int, str]:
@@ -329,8 +418,8 @@ def _reasons(found: Found, decision: Decision) -> dict[int, str]:
         if decision.verdicts[entry.id] in BELIEVED:
             continue
         reasons[entry.id] = found.problems.get(entry.id, "")
-        if entry.state == "failed":
-            reasons[entry.id] = entry.reason or "failed"
+        if not entry.is_current:
+            reasons[entry.id] = entry.reason or entry.state
     return reasons
 
 

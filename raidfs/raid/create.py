@@ -79,6 +79,7 @@ class Plan:
             history=[(1, generation_id)],
             members=list(self.members),
             parameters=self.parameters,
+            next_member=len(self.members),
         )
 
 
@@ -105,7 +106,7 @@ def plan_volume(
     code = _code(level, width, len(paths))
     _check_sizes(cell_bytes, zone_bytes, size_bytes)
     sites = survey(paths, force=force)
-    rooms = _rooms(sites, size_bytes)
+    rooms = rooms_of(sites, size_bytes)
     zone = zone_bytes or _default_zone_bytes(min(rooms), cell_bytes)
     db, wal, slots, zones = _divide(sites, rooms, code, zone)
     volume_id = random_bytes(16).hex()
@@ -161,7 +162,7 @@ def write_labels(plan: Plan, members: dict[int, Member]) -> None:
             write_label(member, label.for_member(member_id))
     except BaseException:
         for member in members.values():
-            _erase_label(member)
+            erase_label(member)
         raise
 
 
@@ -171,7 +172,7 @@ def undo(plan: Plan, members: dict[int, Member]) -> None:
         member = members.get(entry.id)
         if member is not None:
             if entry.kind != "directory":
-                _erase_label(member)
+                erase_label(member)
             member.close()
         if entry.kind == "directory" and (member is not None or not plan.sites[entry.id].ours):
             remove_layout(entry.path)
@@ -193,7 +194,7 @@ def create_volume(plan: Plan, prepare: Prepare) -> None:
         member.close()
 
 
-def _erase_label(member: Member) -> None:
+def erase_label(member: Member) -> None:
     for copy in range(LABEL_COPIES):
         with contextlib.suppress(MemberError):
             member.write_label(copy, bytes(LABEL_BYTES))
@@ -235,7 +236,7 @@ def _check_sizes(cell_bytes: int, zone_bytes: int | None, size_bytes: int | None
         least = max(65536, 16 * cell_bytes)
         if not least <= zone_bytes <= 1 << 30 or zone_bytes & (zone_bytes - 1):
             raise UsageError(
-                f"a zone's column must be a power of two from {_size(least)} to 1 GiB, "
+                f"a zone's column must be a power of two from {size_text(least)} to 1 GiB, "
                 f"not {zone_bytes} bytes"
             )
     if size_bytes is not None and size_bytes <= 0:
@@ -252,7 +253,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _rooms(sites: Sequence[Site], size_bytes: int | None) -> list[int]:
+def rooms_of(sites: Sequence[Site], size_bytes: int | None) -> list[int]:
     """Bytes that each member gives. Directories share what their filesystem has free."""
     sharing = Counter(site.filesystem for site in sites if site.kind == "directory")
     rooms = []
@@ -263,8 +264,8 @@ def _rooms(sites: Sequence[Site], size_bytes: int | None) -> list[int]:
         if size_bytes is not None:
             if size_bytes > room:
                 raise UsageError(
-                    f"{site.path} has {_size(room)} to give and {_size(size_bytes)} were asked "
-                    "for: ask for less, or free some room"
+                    f"{site.path} has {size_text(room)} to give and {size_text(size_bytes)} were "
+                    "asked for: ask for less, or free some room"
                 )
             room = size_bytes
         rooms.append(room)
@@ -312,8 +313,8 @@ def _divide(
                 overhead = 2 * MIB + estimate
             least = (overhead + ZONES_LEAST * zone_bytes) * 17 // 16
             raise UsageError(
-                f"{site.path} is too small: it gives {_size(room)} and at least {_size(least)} "
-                "are needed; use a larger one or smaller zones"
+                f"{site.path} is too small: it gives {size_text(room)} and at least "
+                f"{size_text(least)} are needed; use a larger one or smaller zones"
             )
     return db, wal, slots, usable_zones(slots, code)
 
@@ -340,7 +341,7 @@ def _warnings(sites: Sequence[Site], code: Code, slots: Sequence[int], zones: in
     return said
 
 
-def _size(nbytes: int) -> str:
+def size_text(nbytes: int) -> str:
     """For people: 1.5 GiB."""
     value = float(nbytes)
     for unit in ("bytes", "KiB", "MiB", "GiB"):

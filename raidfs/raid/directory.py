@@ -185,6 +185,9 @@ class DirectoryMember(Member):
         directory = os.path.dirname(path)
         self._files.forget((zone, column))
         with said_of(self.path, f"a column of {nbytes} bytes"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_size == nbytes:
+                    return
             if not os.path.isdir(directory):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(directory, 0o700)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LABEL_BYTES = 65536
 LABEL_COPIES = 2
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HISTORY_MAX = 64
 MEMBERS_MAX = 256
 
@@ -49,19 +49,38 @@ _HEX16 = re.compile(r"[0-9a-f]{16}")
 
 
 class MemberEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of the member table. `path` is where it was last seen, `reason` why it failed."""
+    """One line of the member table. `path` is where it was last seen.
+
+    state: "failed" and "offline" missed changes; `reason` says why. Who is offline is expected
+    back, so its columns aren't made anew elsewhere.
+    role: a "spare" gets no columns until a member is lost; one that is "leaving" gets no new ones,
+    and those it has go elsewhere.
+    domain: members of one fail together; "": of none but its own.
+    replaces: the member whose columns this one is to get, or -1.
+    """
 
     id: int
     kind: str
     path: str
     slots: int
     bytes: int
-    state: Literal["active", "failed"] = "active"
+    state: Literal["active", "failed", "offline"] = "active"
     reason: str = ""
+    role: Literal["data", "spare", "leaving"] = "data"
+    domain: str = ""
+    replaces: int = -1
+
+    @property
+    def is_current(self) -> bool:
+        """It gets all changes."""
+        return self.state == "active"
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was fixed when the volume was made. db_bytes and wal_bytes: areas of raw members."""
+    """Of the volume. All but level, width and uneven was fixed when it was made. db_bytes and
+    wal_bytes: areas of raw members. level, width: of new zones; uneven: there may be zones that
+    survive less (of another level, or with columns that lack rows), so that only they can tell what
+    the volume survives."""
 
     level: str
     width: int
@@ -70,10 +89,12 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     db_bytes: int
     wal_bytes: int
     created_ns: int
+    uneven: bool = False
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One member's label. `history` ends with (generation, generation_id) of this label itself."""
+    """One member's label. `history` ends with (generation, generation_id) of this label itself.
+    Ids of members are given once; `next_member` is the lowest that never was."""
 
     volume_id: str
     volume_name: str
@@ -83,6 +104,7 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: list[tuple[int, str]]
     members: list[MemberEntry]
     parameters: Parameters
+    next_member: int
 
     def entry(self, member_id: int) -> MemberEntry:
         """The line of that member; KeyError if the table doesn't know it."""
@@ -158,6 +180,8 @@ def _check(label: Label) -> None:
         "member sizes": all(
             0 <= entry.slots < 1 << 32 and 0 <= entry.bytes < 1 << 62 for entry in label.members
         ),
+        "next member": max(ids, default=0) < label.next_member <= 1 << 16,
+        "member domains": all(len(entry.domain.encode()) <= 63 for entry in label.members),
         "member kinds": all(e.kind in ("directory", "image", "device") for e in label.members),
         "width": 1 <= parameters.width <= 24,
         "cell size": _power_of_two(parameters.cell_bytes, 4096, 65536),

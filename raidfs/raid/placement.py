@@ -6,6 +6,8 @@
    width the sets differ from zone to zone, and a rebuild reads from all of them (declustering).
 3. Parity lies where the code's placement says: rotated over the members from zone to zone, or
    always on the highest ids ("dedicated"); of pairs, column c and its copy k + c are neighbours.
+4. No two columns lie in one failure domain as long as there are `width` domains with room; else as
+   few as can be do (orthogonal RAID in the survey: what fails together costs a row one column).
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
 
 
-def choose_members(free_slots: Mapping[int, int], code: Code, zone: int) -> list[int] | None:
-    """Member ids by column; None if fewer than `width` members have a free slot."""
+def choose_members(
+    free_slots: Mapping[int, int],
+    code: Code,
+    zone: int,
+    domains: Mapping[int, str] | None = None,
+) -> list[int] | None:
+    """Member ids by column; None if fewer than `width` members have a free slot. domains: of those
+    members that are in one."""
     open_ids = [member for member, free in free_slots.items() if free > 0]
     if len(open_ids) < code.width:
         return None
     open_ids.sort(key=lambda member: (-free_slots[member], _mix(zone, member)))
-    chosen = sorted(open_ids[: code.width])
+    chosen = sorted(spread(open_ids, domains or {})[: code.width])
     if code.placement == "dedicated":
         return chosen
     if code.placement == "pairs":
@@ -34,6 +42,19 @@ def choose_members(free_slots: Mapping[int, int], code: Code, zone: int) -> list
         turn = zone & 1  # reads prefer the first of a pair: take turns
         return [pair[turn] for pair in pairs] + [pair[1 - turn] for pair in pairs]
     return _rotated(chosen, zone)
+
+
+def spread(members: Sequence[int], domains: Mapping[int, str]) -> list[int]:
+    """The same in the order of preference (promise 4): the first of each domain, then each second,
+    and so on; among these the order is kept."""
+    seen: dict[str, int] = {}
+    turns = []
+    for at, member in enumerate(members):
+        domain = domains.get(member, "")
+        turn = seen.get(domain, 0) if domain else 0
+        seen[domain] = turn + 1
+        turns.append((turn, at, member))
+    return [member for _, _, member in sorted(turns)]
 
 
 def usable_zones(slots: Sequence[int], code: Code) -> int:

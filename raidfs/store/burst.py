@@ -93,12 +93,13 @@ class Encoded:
 @dataclass(frozen=True, slots=True)
 class Written:
     """`crcs`: uint32 (rows, width), as the checksum table keeps them. `failed`: lost by it.
-    `synced`: with it the zone's columns were."""
+    `synced`: with it the zone's columns were. `absent`: columns that could not be written."""
 
     burst: Burst
     crcs: npt.NDArray[np.uint32]
     failed: set[int]
     synced: bool
+    absent: tuple[int, ...] = ()
 
 
 def plan(taken: list[Rows], inos: U64, indexes: U64, addresses: U64) -> list[Burst]:
@@ -156,6 +157,7 @@ async def write(
     small burst then leaves the event loop's thread for nothing but the engine. Otherwise write them
     in a thread; then the rows are sealed once `sync` says so."""
     rows = burst.rows
+    absent = array.absent(rows.zone.map)  # before: one that is back meanwhile doesn't have it all
     if not lends_all(array, rows.zone.map):
         written: Written = await offload(write_in_thread, array, burst, cell_bytes)
         return written
@@ -167,27 +169,30 @@ async def write(
     failed = await write_rows(
         array, rows.zone.map, rows.row, encoded.data, encoded.parity, there, synced
     )
-    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, bool(synced.any()))
+    crcs = np.ascontiguousarray(encoded.crcs.T)
+    return Written(burst, crcs, failed, bool(synced.any()), absent)
 
 
 async def write_one_row(array: Array, burst: Burst, cell_bytes: int) -> Written:
     """As `write`, of a burst of one row, with its syncs. Members lend descriptors."""
     zone, pages = burst.rows.zone.map, burst.addresses.tolist()
+    absent = array.absent(zone)
     cells, crcs, kept = encode_row(zone, pages, cell_bytes)
     failed = await write_row(array, zone, burst.rows.row, cells)
     del kept
-    return Written(burst, crcs, failed, True)
+    return Written(burst, crcs, failed, True, absent)
 
 
 def write_in_thread(array: Array, burst: Burst, cell_bytes: int) -> Written:
     """Encode and write all columns. Nothing is synced."""
     rows = burst.rows
+    absent = array.absent(rows.zone.map)
     encoded = encode(burst, cell_bytes)
     there = present(burst.code, rows.pages)
     failed = array.write_burst(
         rows.zone.map, rows.row, rows.rows, encoded.data, encoded.parity, there, sync=False
     )
-    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, False)
+    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, False, absent)
 
 
 def sync(array: Array, zones: Iterable[Zone]) -> set[int]:

@@ -119,6 +119,11 @@ class Feed:
         """Promise 1."""
         self.columns.zone_forget(zone)
 
+    def forget_all(self) -> None:
+        """Members are back, so columns can be read that could not be."""
+        for number in self.store.space.zones:
+            self.columns.zone_forget(number)
+
     def lose(self, member: int) -> None:
         """Nothing is read from this member any more."""
         self.columns.lose(member)

@@ -104,6 +104,7 @@ class Flush:
                 rows = each.burst.rows
                 zone = rows.zone.map.zone
                 store.meta.put_crcs(zone, rows.row, each.crcs)
+                store.space.note_rows(rows.zone, rows.row, each.absent)
                 store.feed.written(rows.zone, rows.row, each.crcs)
                 store.meta.put_owner(zone, rows.row, rows.rows, rows.pages, each.burst.owner_runs())
                 self.touched.add(zone)
@@ -132,6 +133,7 @@ class Flush:
         for time_ns, name, member, text in self.store.notices.take_events():
             self.store.meta.add_event(time_ns, name, member, text)
         self.store.meta.set_member_counters(self.store.array.counters())
+        self.store.losses.save()
 
     async def _turn(self) -> None:
         self._turns += 1

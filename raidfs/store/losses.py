@@ -24,6 +24,32 @@ class Losses:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._settling = trio.Lock()
+        self._at: dict[int, int] = store.meta.lost_members()
+        self._unsaved: set[int] = set()
+        for member, state in store.array.states.items():
+            if state.state != "online":
+                self._note(member)
+
+    def _note(self, member: int) -> None:
+        if member not in self._at:
+            self._at[member] = self.store.durable
+            self._unsaved.add(member)
+
+    def lost_at(self, member: int) -> int | None:
+        """What was durable when it was lost, so that it must have at least that; None: it isn't."""
+        return self._at.get(member)
+
+    def save(self) -> None:
+        """In a transaction that makes an epoch durable."""
+        for member in self._unsaved:
+            self.store.meta.set_lost(member, self._at[member])
+        self._unsaved.clear()
+
+    def back(self, member: int) -> None:
+        """It has all again, or what it lacks is known. In such a transaction, too."""
+        if self._at.pop(member, None) is not None:
+            self._unsaved.discard(member)
+            self.store.meta.set_lost(member, None)
 
     async def settle(self) -> None:
         """Promise 1: to be called before anything is told durable that a lost member missed."""
@@ -43,6 +69,7 @@ class Losses:
             store.fail(f"member {member} failed, and the others don't make up for it: {reason}")
             return
         store.array.fail(member, reason)
+        self._note(member)
         store.feed.lose(member)
         store.space.after_loss()
         try:

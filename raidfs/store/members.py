@@ -47,7 +47,11 @@ def require_zones(assembly: Assembly) -> None:
                 if not row.live:
                     continue
                 members = enumerate(row.columns)
-                lost = frozenset(c for c, (member, _) in members if member not in assembly.members)
+                lost = frozenset(
+                    column
+                    for column, (member, _) in members
+                    if member not in assembly.members or column in row.missed
+                )
                 if not parse_code(row.code).survives(lost):
                     raise NotEnoughMembers(
                         f"volume {assembly.label.volume_name}: zone {row.zone} can't be read "

@@ -37,7 +37,7 @@ from raidfs.store.vfs import SQLiteFiles, connect
 
 __all__ = ["INF", "Dirent", "Event", "InodeRow", "Leaf", "Meta", "Owner", "Version", "ZoneRow"]
 
-FORMAT = 3
+FORMAT = 4
 ROOT_INO = 1
 
 STATE_INSERT = "INSERT INTO state VALUES (1, ?, 1, 2, 1, 1, 0, ?, ?, ?)"

@@ -38,6 +38,7 @@ What follows, and what is promised:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from array import array
 from collections.abc import Callable, Iterator
@@ -100,6 +101,7 @@ class Mirror:
         self.broken: str | None = None  # no member is left, or a loss could not be recorded
         self.db_bytes = 0
         self.wal_bytes = 0
+        self.log_written = 0  # of wal_bytes, what isn't only in the queue
         self.log_number = 0  # times that the log was begun anew
         self._live = dict(members)  # replaced, never changed
         self._unrecorded: set[int] = set()
@@ -113,6 +115,9 @@ class Mirror:
         self._draining = threading.Lock()  # whoever writes to members
         self._crew = Crew(len(members), "metadata")
         self._unsynced = {MetaFile.DB: False, MetaFile.WAL: False}
+        self.rewritten: set[int] | None = (
+            None  # pages of the database, for who copies it (admit.py)
+        )
         self._header_on_members = False  # of a log that was begun
         self._log_crcs = array("I")  # of the page in frame i + 1
         self._first_page: bytes | None = None  # from the log, in case no database copy has it whole
@@ -132,7 +137,7 @@ class Mirror:
         if not self.read_only:
             logs.spread(choice, self._live, self.lose)
         self._header_on_members = choice.best is not None
-        self.wal_bytes = choice.committed_bytes
+        self.wal_bytes = self.log_written = choice.committed_bytes
         self._log_readers = choice.readers if self.read_only else None
         self._log_crcs = array("I", choice.page_crcs)
         self._first_page = choice.first_page
@@ -187,7 +192,7 @@ class Mirror:
         assert offset + nbytes <= start + PAGE_BYTES
         page = self._queued(MetaFile.DB, start)
         if page is None:
-            page = self._db_page(start) if start < self.db_bytes else b""
+            page = self.page_written(start) if start < self.db_bytes else b""
         return page if nbytes == PAGE_BYTES else page[offset - start : offset - start + nbytes]
 
     def write_db(self, offset: int, page: bytes) -> None:
@@ -207,7 +212,7 @@ class Mirror:
             data = self._queued(MetaFile.WAL, start)
             if data is None:
                 unit_bytes = min(unit_bytes, self.wal_bytes - start)
-                data = self._log_read(start, unit_bytes) if unit_bytes > 0 else b""
+                data = self.log_unit(start, unit_bytes) if unit_bytes > 0 else b""
             data = data[offset - start :][:nbytes]
             if not data:
                 break
@@ -352,6 +357,9 @@ class Mirror:
             else:
                 self._header_on_members = True
         self._write(batch.file, list(batch.runs()), sync)
+        if batch.file is MetaFile.WAL:
+            end = max((offset + len(data) for offset, data in batch.runs()), default=0)
+            self.log_written = end if batch.begins else max(end, self.log_written)
 
     def _write(self, file: MetaFile, runs: list[tuple[int, bytes]], sync: bool = False) -> None:
         """`sync`: each member's copy of the file, too, as soon as it is written."""
@@ -364,6 +372,9 @@ class Mirror:
             for offset, data in runs[last:]:
                 member.meta_write_synced(file, offset, data)
 
+        if self.rewritten is not None and file is MetaFile.DB:
+            for offset, data in runs:
+                self.rewritten.update(range(offset, offset + len(data), PAGE_BYTES))
         if runs:
             self._unsynced[file] = not sync  # first, so that a page healed meanwhile isn't missed
             self._each(write, file if sync else None, small=nbytes <= SMALL_BYTES_MAX)
@@ -416,6 +427,34 @@ class Mirror:
         for member_id in lost:
             self.lose(member_id, str(errors[member_id]))
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Inside, all that was queued is on the members and synced, and nothing is written. Blocks;
+        from any thread."""
+        with self._draining:
+            self._drain_locked(everything=True)
+            self._sync(MetaFile.WAL)
+            self._sync(MetaFile.DB)
+            yield
+
+    def join(self, member_id: int, member: Member) -> None:
+        """While all is `still`: the member has all of it, and takes part from here on."""
+        old = self._crew
+        with self._mutex:
+            self.failed.pop(member_id, None)
+            self._unrecorded.discard(member_id)
+            self._live = {**self._live, member_id: member}
+            self._crew = Crew(len(self._live), "metadata")
+        old.close()
+        self.limit_bytes(MetaFile.WAL)
+
+    def leave(self, member_id: int) -> None:
+        """It takes no part any more, and that is to be said in the labels: then call `recorded`."""
+        with self._mutex:
+            if member_id in self._live:
+                self._live = {m: member for m, member in self._live.items() if m != member_id}
+                self._unrecorded.add(member_id)
+
     def recorded(self, member_id: int) -> None:
         """The labels say that the member is lost."""
         with self._mutex:
@@ -443,7 +482,8 @@ class Mirror:
 
     # -- reading from members ---------------------------------------------------------------------
 
-    def _db_page(self, offset: int) -> bytes:
+    def page_written(self, offset: int) -> bytes:
+        """A page of the database as it is on the members, healed. Nobody may be writing it."""
         page = self._first_good(
             MetaFile.DB, offset, PAGE_BYTES, list(self._live), lambda data: page_good(data, offset)
         )
@@ -464,7 +504,8 @@ class Mirror:
         except MemberError:
             return False
 
-    def _log_read(self, offset: int, nbytes: int) -> bytes:
+    def log_unit(self, offset: int, nbytes: int) -> bytes:
+        """What was written at once into the log, below `log_written`."""
         frame, within = divmod(offset - wal.HEADER_BYTES, FRAME_BYTES)
         is_page = within == wal.FRAME_HEADER_BYTES and offset and frame < len(self._log_crcs)
 

@@ -199,6 +199,7 @@ class Mover:
         store, rows = self.store, move.rows
         number = rows.zone.map.zone
         store.meta.put_crcs(number, rows.row, move.written.crcs)
+        store.space.note_rows(rows.zone, rows.row, move.written.absent)
         store.feed.written(rows.zone, rows.row, move.written.crcs)
         runs = move.written.burst.owner_runs()
         store.meta.put_owner(number, rows.row, rows.rows, rows.pages, runs)

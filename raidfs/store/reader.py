@@ -203,7 +203,7 @@ class Reader:
         """Cells of consecutive rows (count, cell_bytes) from the rest of their rows. The zone is
         pinned by the caller. Raises Unrecoverable if one of them can't be had."""
         crcs = self.store.meta.crcs(zone.map.zone, row, count)
-        where = self._present(zone, row, count)
+        where = self.present(zone, row, count)
         wanted = np.zeros_like(where)
         wanted[:, column] = True
         content, good = await self.store.offload(
@@ -216,7 +216,7 @@ class Reader:
             )
         return np.asarray(content[column], dtype=np.uint8)
 
-    def _present(self, zone: Zone, row: int, count: int) -> npt.NDArray[np.bool_]:
+    def present(self, zone: Zone, row: int, count: int) -> npt.NDArray[np.bool_]:
         """bool (count, width): which cells of these rows were written, by the owner records."""
         where = np.zeros((count, zone.map.code.width), dtype=np.bool_)
         at = row

@@ -28,8 +28,8 @@
 -- The partial indexes on `died` find dead rows without touching live ones.
 
 -- One row.
---   format      version of all that is described here, 3; any other is refused. 1 had no shares and no snapshots,
---               2 nothing of groups
+--   format      version of all that is described here, 4; any other is refused. 1 had no shares and no snapshots,
+--               2 nothing of groups, 3 no columns that missed something
 --   durable     every change of an epoch up to this one is in the database, and in the rows that its
 --               leaves refer to. Changes of later epochs may be there too; opening undoes them
 --   next_ino    lowest inode number that no epoch up to `durable` handed out. Never handed out twice,
@@ -158,11 +158,14 @@ CREATE TABLE zone (
 );
 
 -- Where each column of a zone lies: member id and the slot there. Columns 0 to width - 1, all of them.
+--   missed      rows from here on were written while the member was lost, so it doesn't have them, whatever
+--               lies there; NULL: it has all rows below fill that were written to it
 CREATE TABLE "column" (
     zone     INTEGER NOT NULL,
     "column" INTEGER NOT NULL,
     member   INTEGER NOT NULL,
     slot     INTEGER NOT NULL,
+    missed   INTEGER,
     PRIMARY KEY (zone, "column")
 ) WITHOUT ROWID;
 
@@ -264,11 +267,13 @@ CREATE TABLE setting (
 ) WITHOUT ROWID;
 
 -- Errors counted per member since it joined. Members themselves are in the labels.
+--   lost_at     what was durable when it was lost: it has at least that; NULL: it isn't lost
 CREATE TABLE member (
     member          INTEGER PRIMARY KEY,
     read_errors     INTEGER NOT NULL,
     write_errors    INTEGER NOT NULL,
-    checksum_errors INTEGER NOT NULL
+    checksum_errors INTEGER NOT NULL,
+    lost_at         INTEGER
 );
 
 -- What happened, newest last; the last 10,000 are kept. `member` is -1 when it concerns none.

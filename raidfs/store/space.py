@@ -19,18 +19,14 @@ made in memory (a page was told to share the cell) is counted only when its epoc
 then the epoch *holds* the zone, and it stays. A flush alone would not empty it meanwhile, since
 what the reference was copied from lives until that epoch, too; the cleaner could.
 
-New zones avoid lost members: first at full width, then narrower at the same level ("5" on four
-members instead of five is 3+1), so new data has full redundancy while enough members remain. Only
-when not even that fits are zones written with columns missing: new ones, or *damaged* ones, which
-had room left when a member was lost.
+New zones avoid lost members (allocation.py). Only when that can't be are zones written with columns
+missing: new ones, or *damaged* ones, which had room left when a member was lost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,14 +36,14 @@ import trio
 from ..errors import MemberError, MemberFull, OutOfSpace
 from ..leaves import ZONE_SHIFT
 from ..raid.array import Array, ZoneMap
-from ..raid.code import Code, code_for, narrower, parse_code
-from ..raid.label import Parameters
+from ..raid.code import Code, parse_code
+from ..raid.label import MemberEntry, Parameters
 from ..raid.member import Member
-from ..raid.placement import choose_members, usable_zones
+from ..raid.placement import usable_zones
+from .allocation import Allocation
 from .meta import Meta
 from .reserve import Reserve
 from .zones import Rows as Rows
-from .zones import Slots
 from .zones import Usage as Usage
 from .zones import Zone as Zone
 
@@ -72,15 +68,15 @@ class Space:
         offload: Offload,
         claims: Callable[[], tuple[int, int]],
         pages_per_burst_max: int = 4096,
+        entries: Sequence[MemberEntry] = (),
     ) -> None:
-        """`slots`: zone slots of each member by id. `claims`: how many cells are dirty in memory
-        now, and how many more may become so without asking again."""
+        """`slots`: zone slots of each member by id. `entries`: of the labels. `claims`: how many
+        cells are dirty in memory now, and how many more may become so without asking again."""
         self.meta = meta
         self.array = array
         self.parameters = parameters
         self.offload = offload
         self.pages_per_burst_max = pages_per_burst_max
-        self.code = code_for(parameters.level, parameters.width)
         self.rows_per_zone = parameters.zone_bytes // parameters.cell_bytes
         self.zones: dict[int, Zone] = {}
         self.limbo: dict[int, Zone] = {}
@@ -91,20 +87,18 @@ class Space:
         self.sealed_epochs = 1  # that wait for their flush, or may do so soon: one at least
         self._claims = claims
         self.wanted = trio.Event()  # a zone should be allocated ahead
-        self.slots = {member: Slots(total) for member, total in slots.items()}
+        self.allocation = Allocation(meta, array, parameters, slots)
+        self.allocation.retable(entries, parameters)
         self._allocating = trio.Lock()
         self.on_failed: Callable[[int, str], None] = lambda member, reason: None
         self.on_gone: Callable[[int], None] = lambda zone: None  # it went into limbo
         self._idle: set[int] = set()  # zones without live cells that are full, or damaged
         self._held: dict[int, set[int]] = {}  # by epoch: the zones that it holds
-        self._full: dict[int, float] = {}  # members that couldn't make a column, and when
-        self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
         self.reserve = Reserve(self)
         self._load()
         self.reserve.load()
 
     def _load(self) -> None:
-        taken: dict[int, set[int]] = {member: set() for member in self.slots}
         for row in self.meta.zones():
             code = parse_code(row.code)
             zone = Zone(
@@ -112,18 +106,21 @@ class Space:
                 row.fill,
                 row.live,
                 youngest=row.zone,
+                missed=dict(row.missed),
             )
             self.zones[row.zone] = zone
-            for member, slot in row.columns:
-                if member in taken:
-                    taken[member].add(slot)
+            self.array.stale.update((row.zone, column) for column in row.missed)
             if zone.room_cells:
                 self.open.append(zone)
-        for member, slots in self.slots.items():
-            slots.free = [s for s in range(slots.total) if s not in taken[member]]
+        self.allocation.load(place for zone in self.zones.values() for place in zone.map.columns)
         self.after_loss()
 
     # -- room and credits -----------------------------------------------------------------------
+
+    @property
+    def code(self) -> Code:
+        """Of new zones, while enough members are there."""
+        return self.allocation.code
 
     @property
     def room_cells(self) -> int:
@@ -203,7 +200,9 @@ class Space:
     # -- zones ----------------------------------------------------------------------------------
 
     def healthy(self, zone: Zone) -> bool:
-        return all(map(self.online, (member for member, _ in zone.map.columns)))
+        """All its columns can be used."""
+        online, there = self.array.online, zone.map
+        return all([online(there, column) is not None for column in range(there.code.width)])
 
     def online(self, member: int) -> bool:
         return self.array.states[member].state == "online"
@@ -213,7 +212,7 @@ class Space:
         lost = frozenset(
             column
             for column, (member, _) in enumerate(zone.map.columns)
-            if member == without or not self.online(member)
+            if member == without or self.array.online(zone.map, column) is None
         )
         return not lost or zone.map.code.survives(lost)
 
@@ -226,6 +225,10 @@ class Space:
         self.reserve.after_loss()
         self.open = [zone for zone in self.open if self.readable(zone)]
         self._sort_open()
+        self.find_idle()
+
+    def find_idle(self) -> None:
+        """Zones that nobody needs, and that could go."""
         empty = (zone for zone in self.zones.values() if zone.live == 0)
         self._idle = {z.map.zone for z in empty if not z.room_cells or not self.healthy(z)}
 
@@ -234,6 +237,41 @@ class Space:
         room = sum(zone.room_cells for zone in self.open if self.readable(zone, member))
         full = (zone for zone in self.zones.values() if zone.needed)
         return room >= self.credits and all(self.readable(zone, member) for zone in full)
+
+    def note_rows(self, zone: Zone, row: int, absent: tuple[int, ...]) -> None:
+        """Rows from there on were written, but not to the columns `absent`, nor to those of members
+        that were lost by it. In the transaction that records the rows."""
+        for column in {*absent, *self.array.absent(zone.map)}:
+            if column not in zone.missed:
+                zone.missed[column] = row
+                self.array.stale.add((zone.map.zone, column))
+                self.meta.set_missed(zone.map.zone, column, row)
+
+    def distrust(self, columns: list[tuple[Zone, int]], epoch: int) -> None:
+        """Nothing of these is believed: in the transaction that says so."""
+        for zone, column in columns:
+            if self.zones.get(zone.map.zone) is zone:
+                zone.missed[column] = 0
+                self.array.stale.add((zone.map.zone, column))
+                self.meta.set_missed(zone.map.zone, column, 0)
+
+    def move_column(self, zone: Zone, column: int, member: int, slot: int, rows: int) -> None:
+        """It lies there now, with rows below `rows`: in the transaction that says so. When that is
+        durable the slot that it had, if it had another, may be given back."""
+        number = zone.map.zone
+        columns = list(zone.map.columns)
+        columns[column] = (member, slot)
+        self.meta.move_column(number, column, member, slot)
+        zone.map = ZoneMap(number, zone.map.code, zone.map.rows, tuple(columns))
+        if rows < zone.fill:
+            zone.missed[column] = rows
+            self.array.stale.add((number, column))
+            self.meta.set_missed(number, column, rows)
+        else:
+            zone.missed.pop(column, None)
+            self.array.stale.discard((number, column))
+        self.on_gone(number)  # C threads learn of it anew
+        self._sort_open()
 
     async def prepare(self, pages: int) -> None:
         """Before `rows_for`: allocate whole zones, lest so many pages go to damaged ones."""
@@ -259,47 +297,46 @@ class Space:
         async with self._allocating:
             while still_wanted():
                 keep = self.reserve.wanted()
-                choice = self._choose(whole)
+                choice = self.allocation.choose(whole)
                 if choice is None:
                     return False
                 code, members = choice
-                slots = [self.slots[m].take() for m in members]
+                slots = [self.allocation.slots[m].take() for m in members]
                 number = self.meta.next_zone
                 columns = tuple(zip(members, slots, strict=True))
                 new = ZoneMap(number, code, self.rows_per_zone, columns)
+                absent = self.array.absent(new)
                 errors = await self.offload(self.array.create_zone, new)
                 if not errors:
-                    zone = await self._admit(new)
+                    zone = await self._admit(new, absent)
                     if keep:
                         self.reserve.keep(zone)
                         continue
                     return True
                 for member, error in errors.items():
-                    self._full[member] = time.monotonic()  # passed over for a while, or for good:
+                    self.allocation.is_full(member)  # passed over for a while, or for good:
                     if not isinstance(error, MemberFull):
                         self.on_failed(member, str(error))
-                self._give_slots(new)
+                self.allocation.give(new.columns)
             return True
 
-    def _give_slots(self, zone: ZoneMap) -> None:
-        for member, slot in zone.columns:
-            if member in self.slots:
-                self.slots[member].give(slot)
-        self._room_cache = (-1.0, {})
-
-    async def _admit(self, new: ZoneMap) -> Zone:
+    async def _admit(self, new: ZoneMap, absent: tuple[int, ...]) -> Zone:
+        missed = dict.fromkeys({*absent, *self.array.absent(new)}, 0)
         try:
             with self.meta.atomic():
                 self.meta.insert_zone(new.zone, new.code.text, new.rows, new.columns)
+                for column in missed:
+                    self.meta.set_missed(new.zone, column, 0)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.offload(self.array.remove_zone, new)
-            self._give_slots(new)
+            self.allocation.give(new.columns)
             raise
-        self.zones[new.zone] = zone = Zone(new, youngest=new.zone)
+        self.zones[new.zone] = zone = Zone(new, youngest=new.zone, missed=missed)
+        self.array.stale.update((new.zone, column) for column in missed)
         self.open.append(zone)
         self._sort_open()
-        self._room_cache = (-1.0, {})
+        self.allocation.changed()
         return zone
 
     def release(self, zone: Zone) -> None:
@@ -310,71 +347,6 @@ class Space:
             self._sort_open()
         if zone.live == 0:
             self._idle.add(zone.map.zone)
-
-    def _choose(self, whole: bool) -> tuple[Code, list[int]] | None:
-        """Code and members of the next zone: full width, else narrower, else columns missing."""
-        now = time.monotonic()
-        self._full = {m: when for m, when in self._full.items() if now - when < FULL_S}
-        rooms = self._member_rooms()
-        free = {
-            member: min(len(slots.free), rooms.get(member, 0))
-            for member, slots in self.slots.items()
-            if self.online(member) and member not in self._full
-        }
-        free = {member: count for member, count in free.items() if count > 0}
-        number = self.meta.next_zone
-        members = choose_members(free, self.code, number)
-        if members is not None:
-            return self.code, members
-        lost = [m for m in self.slots if not self.online(m)]
-        if not lost:
-            return None
-        code = narrower(self.parameters.level, min(len(free), self.code.width))
-        if code is not None:
-            members = choose_members(free, code, number)
-            if members is not None:
-                return code, members
-        lost.sort(key=lambda member: -len(self.slots[member].free))
-        needed = [m for m in lost if self.slots[m].free][: max(0, self.code.width - len(free))]
-        everyone = free | {m: len(self.slots[m].free) for m in needed}
-        members = choose_members(everyone, self.code, number) if not whole else None
-        if members is None:
-            return None
-        missing = frozenset(c for c, m in enumerate(members) if m in lost)
-        return (self.code, members) if self.code.survives(missing) else None
-
-    def _member_rooms(self) -> dict[int, int]:
-        """Zones that each member's underlying filesystem has room for. Members that share one share
-        its room, so it is divided. Asked at most once a second."""
-        asked, rooms = self._room_cache
-        now = time.monotonic()
-        if now - asked < 1.0:
-            return rooms
-        rooms = {}
-        shared: dict[object, list[int]] = {}
-        for member in self.slots:
-            if not self.online(member):
-                continue
-            it = self._member(member)
-            key: object = member
-            if it.kind == "directory":
-                try:
-                    key = ("filesystem", os.stat(it.path).st_dev)
-                except OSError:
-                    continue
-            shared.setdefault(key, []).append(member)
-        for group in shared.values():
-            try:
-                it = self._member(group[0])
-                room = it.room_bytes() // len(group)
-            except MemberError:
-                continue
-            if it.kind == "directory":
-                room -= METADATA_KEPT_BYTES
-            for member in group:
-                rooms[member] = max(0, room) // self.parameters.zone_bytes
-        self._room_cache = (now, rooms)
-        return rooms
 
     # -- rows for a flush -----------------------------------------------------------------------
 
@@ -448,6 +420,7 @@ class Space:
             zone = self.zones[number]
             if not (zone.needed or zone.kept) and (zone.room_cells == 0 or self._spare(zone)):
                 self.meta.delete_zone(number)
+                self.array.stale.difference_update((number, column) for column in zone.missed)
                 zone.retired = epoch
                 self.limbo[number] = self.zones.pop(number)
                 self.on_gone(number)
@@ -482,8 +455,8 @@ class Space:
                 del self.limbo[zone.map.zone]
             await self.offload(self._erase_columns, zones)
             for zone in zones:
-                self._give_slots(zone.map)
-            self._full.clear()
+                self.allocation.give(zone.map.columns)
+            self.allocation.nobody_is_full()
 
     def _erase_columns(self, zones: list[Zone]) -> None:
         for zone in zones:
@@ -493,52 +466,37 @@ class Space:
         """At mount: remove columns that no zone owns (a crash came between making one and the
         commit that names it). Returns how many."""
         count = 0
-        for member in filter(self.online, self.slots):
-            store = self._member(member)
-            for zone, column in store.columns():
-                known = self.zones.get(zone)
-                columns = known.map.columns if known is not None else ()
-                if column < len(columns) and columns[column][0] == member:
-                    continue
-                with contextlib.suppress(MemberError):
-                    store.column_remove(zone, column, 0)
-                    count += 1
+        for member in filter(self.online, self.allocation.slots):
+            count += self.sweep_member(member, self.allocation.member(member))
         return count
 
-    def _member(self, member: int) -> Member:
-        found = self.array.states[member].member
-        assert found is not None, "asked of a member that isn't online"
-        return found
+    def sweep_member(self, member: int, store: Member) -> int:
+        """The same on one that is back, before it is online. Blocks; from any thread."""
+        count = 0
+        for zone, column in store.columns():
+            known = self.zones.get(zone) or self.limbo.get(zone)
+            columns = known.map.columns if known is not None else ()
+            if column < len(columns) and columns[column][0] == member:
+                continue
+            with contextlib.suppress(MemberError):
+                store.column_remove(zone, column, 0)
+                count += 1
+        return count
 
     # -- figures --------------------------------------------------------------------------------
 
-    def _shape(self) -> tuple[Code, list[int]]:
-        """The code that a new zone would have, and the members it would choose from."""
-        online = [m for m in self.slots if self.online(m)]
-        code = self.code
-        if len(online) < code.width:
-            code = narrower(self.parameters.level, len(online)) or code
-            if (
-                len(online) < code.width
-            ):  # zones with columns missing, on whom they would be is moot
-                online = list(self.slots)
-        return code, online
-
     def zones_possible(self) -> int:
         """How many zones could be allocated now."""
-        if self._choose(whole=False) is None:
-            return 0
-        rooms = self._member_rooms()
-        code, members = self._shape()
-        free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in members]
-        return usable_zones(free_slots, code)
+        return self.allocation.zones_possible()
 
     def usage(self) -> Usage:
         """What statfs tells: free is what pages that need new cells could be written, once the
         cleaner has been asked to. The cleaner's spare is nobody's."""
-        code, members = self._shape()
+        code, members = self.allocation.shape()
         per_zone = self.rows_per_zone * code.k
-        total = (usable_zones([self.slots[m].total for m in members], code) - 1) * per_zone
+        total = (
+            usable_zones([self.allocation.slots[m].total for m in members], code) - 1
+        ) * per_zone
         unallocated = max(0, self.zones_possible() * per_zone - self.reserve.withheld_cells)
         free = unallocated + self._grantable(False) + self._claims()[1] + self.reserve.gains()
         # cells with several references are fewer than those: no more than were written

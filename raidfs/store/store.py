@@ -41,6 +41,8 @@ from .group_snapshots import GroupSnapshots
 from .layout import Layout
 from .losses import Losses
 from .members import engine_for, member_states, require_zones
+from .membership import Membership
+from .mender import Mender
 from .meta import Meta
 from .mirror import Mirror
 from .notices import Notices
@@ -109,7 +111,10 @@ class Store:
             states, self.cell_bytes, notices.event, heal=not read_only, engine=engine
         )
         slots = {entry.id: entry.slots for entry in assembly.label.members}
-        self.space = Space(meta, self.array, self.parameters, slots, offload, self.pages.claims)
+        entries = assembly.label.members
+        self.space = Space(
+            meta, self.array, self.parameters, slots, offload, self.pages.claims, entries=entries
+        )
         self.space.on_failed = notices.loss
         self.reader = Reader(self)
         self.layout = Layout(self)
@@ -128,6 +133,11 @@ class Store:
         self.group_snapshots = GroupSnapshots(self)
         self.sweeper = Sweeper(self)
         self.cleaner = Cleaner(self)
+        self.users_busy: Callable[[], bool] = lambda: (
+            False
+        )  # they read; writes are seen by themselves
+        self.mender = Mender(self)
+        self.membership = Membership(self)
         self._sealed: list[Sealed] = []
         self._changed, self._changes = False, 0
         self._wanted = trio.Event()
@@ -384,6 +394,8 @@ class Store:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self.sweeper.run)
                 nursery.start_soon(self.cleaner.run)
+                if not self.read_only:
+                    nursery.start_soon(self.mender.run)
                 while not self._stopping:
                     await self._wanted.wait()
                     self._wanted = trio.Event()

@@ -62,10 +62,13 @@ LEAF_ALL = (
 )
 
 ZONE_ALL = "SELECT zone, code, rows, fill, live FROM zone ORDER BY zone"
-COLUMN_ALL = 'SELECT zone, member, slot FROM "column" ORDER BY zone, "column"'
+COLUMN_ALL = 'SELECT zone, "column", member, slot, missed FROM "column" ORDER BY zone, "column"'
 ZONE_INSERT = "INSERT INTO zone (zone, code, rows, fill, live) VALUES (?, ?, ?, 0, 0)"
 COLUMN_INSERT = 'INSERT INTO "column" (zone, "column", member, slot) VALUES (?, ?, ?, ?)'
-COLUMN_MOVE = 'UPDATE "column" SET member = ?, slot = ? WHERE zone = ? AND "column" = ?'
+COLUMN_MOVE = (
+    'UPDATE "column" SET member = ?, slot = ?, missed = NULL WHERE zone = ? AND "column" = ?'
+)
+COLUMN_MISSED = 'UPDATE "column" SET missed = ? WHERE zone = ? AND "column" = ?'
 ZONE_UPDATE = "UPDATE zone SET fill = ?, live = ? WHERE zone = ?"
 ZONE_DELETE = (
     "DELETE FROM zone WHERE zone = ?",
@@ -107,11 +110,17 @@ SHARE_ALL = (
 EVENT_ADD = "INSERT INTO event (time_ns, name, member, text) VALUES (?, ?, ?, ?)"
 EVENT_DROP = "DELETE FROM event WHERE number <= ?"
 EVENT_LIST = "SELECT time_ns, name, member, text FROM event ORDER BY number DESC LIMIT ?"
-MEMBER_ALL = "SELECT member, read_errors, write_errors, checksum_errors FROM member"
+MEMBER_ALL = "SELECT member, read_errors, write_errors, checksum_errors, lost_at FROM member"
 MEMBER_PUT = (
-    "INSERT OR REPLACE INTO member (member, read_errors, write_errors, checksum_errors) "
-    "VALUES (?, ?, ?, ?)"
+    "INSERT INTO member (member, read_errors, write_errors, checksum_errors) "
+    "VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET read_errors = excluded.read_errors, "
+    "write_errors = excluded.write_errors, checksum_errors = excluded.checksum_errors"
 )
+MEMBER_LOSE = (
+    "INSERT INTO member (member, read_errors, write_errors, checksum_errors, lost_at) "
+    "VALUES (?, 0, 0, 0, ?) ON CONFLICT DO UPDATE SET lost_at = excluded.lost_at"
+)
+MEMBER_DROP = "DELETE FROM member WHERE member = ?"
 
 Addresses = npt.NDArray[np.uint64]
 Checksums = npt.NDArray[np.uint32]
@@ -125,7 +134,8 @@ class Leaf(msgspec.Struct, frozen=True):
 
 
 class ZoneRow(msgspec.Struct, frozen=True):
-    """A zone; columns are (member, slot) by column."""
+    """A zone; columns are (member, slot) by column. `missed`: by column, the row from which on it
+    lacks what was written."""
 
     zone: int
     code: str
@@ -133,6 +143,7 @@ class ZoneRow(msgspec.Struct, frozen=True):
     fill: int
     live: int
     columns: tuple[tuple[int, int], ...]
+    missed: dict[int, int] = {}
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -225,10 +236,15 @@ class Tables(Database):
 
     def zones(self) -> list[ZoneRow]:
         columns: dict[int, list[tuple[int, int]]] = {}
-        for zone, member, slot in self._rows(COLUMN_ALL):
+        missed: dict[int, dict[int, int]] = {}
+        for zone, column, member, slot, row in self._rows(COLUMN_ALL):
             columns.setdefault(zone, []).append((member, slot))
+            if row is not None:
+                missed.setdefault(zone, {})[column] = row
         return [
-            ZoneRow(zone, code, rows, fill, live, tuple(columns.get(zone, ())))
+            ZoneRow(
+                zone, code, rows, fill, live, tuple(columns.get(zone, ())), missed.get(zone, {})
+            )
             for zone, code, rows, fill, live in self._rows(ZONE_ALL)
         ]
 
@@ -253,9 +269,15 @@ class Tables(Database):
             self._run_many(ZONE_UPDATE, changed)
 
     def move_column(self, zone: int, column: int, member: int, slot: int) -> None:
-        """The column lies there now."""
+        """The column lies there now, whole."""
         self._spend()
         self._run(COLUMN_MOVE, (member, slot, zone, column))
+        assert self._changes() == 1
+
+    def set_missed(self, zone: int, column: int, row: int | None) -> None:
+        """The column lacks the rows from there on; None: it is whole again."""
+        self._spend()
+        self._run(COLUMN_MISSED, (row, zone, column))
         assert self._changes() == 1
 
     def delete_zone(self, zone: int) -> None:
@@ -412,6 +434,22 @@ class Tables(Database):
                 self._spend()
                 self._run(MEMBER_PUT, (member, *counts))
                 self._counters[member] = counts
+
+    def lost_members(self) -> dict[int, int]:
+        """What was durable when each was lost, of those that are."""
+        return {row[0]: row[4] for row in self._rows(MEMBER_ALL) if row[4] is not None}
+
+    def set_lost(self, member: int, durable: int | None) -> None:
+        """The member was lost when that was durable; None: it is back."""
+        self._spend()
+        self._run(MEMBER_LOSE, (member, durable))
+
+    def drop_member(self, member: int) -> None:
+        """It is no member any more."""
+        self._spend()
+        self._run(MEMBER_DROP, (member,))
+        if self._counters is not None:
+            self._counters.pop(member, None)
 
     # -- for check --------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ class Zone:
     kept: bool = False  # for the cleaner: see reserve.py
     counted: int | None = None  # cells that were live when somebody counted, `live` being
     counted_live: int = 0  # that then
+    missed: dict[int, int] = field(default_factory=dict)  # column -> row: see schema.sql
     youngest: int = 0  # when its content was written, by the number of the zone made last then
 
     @property

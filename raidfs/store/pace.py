@@ -1,0 +1,62 @@
+"""How fast work goes that nobody waits for: rebuilding, scrubbing, moving to another shape.
+
+1. It gives way to users: a pause after each piece is as long as the work was, times `PAUSE_BUSY`
+   while users write or wait, times `PAUSE_IDLE` while they don't.
+2. It is never faster than its limit in bytes per second, if it has one.
+3. It goes on in any case: no pause is longer than `PAUSE_S_MAX` unless the limit asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from .store import Store
+
+TURN_S = 0.002  # of work without a pause
+PAUSE_BUSY, PAUSE_IDLE = 2.0, 0.0
+PAUSE_S_MAX = 0.5
+RATE_S = 10.0  # rates are those of about so long
+
+
+class Pace:
+    """Of one kind of work."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.limit_bytes_s = 0  # 0: none
+        self.rate_bytes_s = 0.0  # lately
+        self._begun = 0.0
+        self._debt_s = 0.0  # by the limit, until it may go on
+
+    def begin(self) -> None:
+        """Work begins, after a time without."""
+        self._begun, self._debt_s, self.rate_bytes_s = trio.current_time(), 0.0, 0.0
+
+    async def turn(self, nbytes: int) -> None:
+        """So many bytes were made since the last turn."""
+        await trio.lowlevel.checkpoint()
+        worked = trio.current_time() - self._begun
+        pause = 0.0
+        if worked > TURN_S:
+            busy = self.store.pages.open_files > 0 or self.store.users_busy()
+            pause = min(worked * (PAUSE_BUSY if busy else PAUSE_IDLE), PAUSE_S_MAX)
+        if self.limit_bytes_s:
+            self._debt_s = max(0.0, self._debt_s + nbytes / self.limit_bytes_s - worked)
+            pause = max(pause, self._debt_s)
+        if pause:
+            await trio.sleep(pause)
+        if worked > TURN_S or pause:
+            now = trio.current_time()
+            self._debt_s = max(0.0, self._debt_s - pause)
+            self._count(nbytes, now - self._begun)
+            self._begun = now
+
+    def _count(self, nbytes: int, seconds: float) -> None:
+        if seconds > 0:
+            weight = min(1.0, seconds / RATE_S)
+            rate = nbytes / seconds
+            first = self.rate_bytes_s == 0
+            self.rate_bytes_s = rate if first else self.rate_bytes_s * (1 - weight) + rate * weight
