@@ -94,18 +94,20 @@ def plan_volume(
     size_bytes: int | None = None,
     force: bool = False,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    sites: Sequence[Site] | None = None,
 ) -> Plan:
     """Check everything; UsageError, MemberError, MemberBusy with one sentence if it can't be.
 
     size_bytes: room to take per member (default: devices and images whole, directories their share
-    of the free room). width: members per zone (default: all, as far as the level allows).
+    of the free room). width: members per zone (default: all, as far as the level allows). sites:
+    what to take for granted at `paths` instead of looking there, for a plan never carried out.
     """
     if not paths:
         raise UsageError("name at least one member: a directory, an image file or a block device")
     level = _default_level(len(paths)) if level is None else level
     code = _code(level, width, len(paths))
     _check_sizes(cell_bytes, zone_bytes, size_bytes)
-    sites = survey(paths, force=force)
+    sites = survey(paths, force=force) if sites is None else sites
     rooms = rooms_of(sites, size_bytes)
     zone = zone_bytes or _default_zone_bytes(min(rooms), cell_bytes)
     db, wal, slots, zones = _divide(sites, rooms, code, zone)
