@@ -86,8 +86,8 @@ def test_bad_cells_are_rebuilt_healed_and_counted(level, count, how):
         async with mounted(after, read_only=True) as volume:
             kept = volume.store.meta.member_counters()
             assert {m: kept.get(m, (0, 0, 0)) for m in counters} == counters, "counts were lost"
-            names = {event.name for event in volume.store.meta.events(1000)}
-            wanted = {"ReadError", "Healed"} if kind == 0 else {"ChecksumError", "Healed"}
+            names = {event.kind for event in volume.store.meta.events(1000)}
+            wanted = {"ReadErrors", "Healed"} if kind == 0 else {"ChecksumErrors", "Healed"}
             assert not bad or how == "missing" or wanted <= names
         if how != "missing" and code.tolerance < code.width - code.k:
             return  # level 2 and 10: cells that nobody asked for stay as they are
@@ -136,7 +136,7 @@ def test_damage_beyond_redundancy_costs_those_pages_only(level):
                 assert failed == [7]
                 raise Unrecoverable
             assert volume.store.space.reserved == 0
-            assert "Unrecoverable" in {event.name for event in volume.store.meta.events(100)}
+            assert "Unrecoverable" in {event.kind for event in volume.store.meta.events(100)}
             volume.release(ino)
         codes = {finding.code for finding in check(members).findings}
         assert codes == {"cell.damaged"}

@@ -59,7 +59,7 @@ def test_a_failed_write_takes_a_member_out_and_the_volume_goes_on(level, count, 
             )
             for name, content in ((b"first", first), (b"second", second), (b"third", third)):
                 assert await read_file(volume, name) == content
-            names = [event.name for event in volume.store.meta.events(50)]
+            names = [event.kind for event in volume.store.meta.events(50)]
             assert "Fail" in names and "DegradedArray" in names
         checked(again)
         checked(again, without=(1,))

@@ -141,7 +141,7 @@ def test_what_is_noticed_is_kept_although_nothing_else_changes():
             await volume.fsync(ROOT)
             volume.store.notices.event("Example", 1, "text")
             await trio.sleep(20)
-            assert "Example" in [event.name for event in volume.store.meta.events(10)]
+            assert "Example" in [event.kind for event in volume.store.meta.events(10)]
             cuts = volume.store.cuts
             await trio.sleep(60)
             assert volume.store.cuts == cuts

@@ -9,6 +9,7 @@ undone) happens in memory. So what is checked is what the next mount would find.
     zones      owners, shares, checksums, zones, slots, live counts: each says what the others say.
                A cell may be in several leaves: that of its owner, and such as share it
     leaves     all versions of all leaves: what they refer to is there and theirs
+    events     the log: numbers, kinds and details that can be told, and no more than are to be kept
     cells      every written cell of every column against its CRC; parity against an encode of its
                row by the reference arithmetic; zeros beyond the ends of files (promise 8)
 

@@ -10,6 +10,7 @@ from ..raid.label import LABEL_COPIES, decode_label
 from ..store.meta import Meta
 from ..store.mirror import Mirror
 from .cells import Cells
+from .events import check_events
 from .leaves import Leaves
 from .report import Progress, Report
 from .snapshots import Snapshots
@@ -98,4 +99,5 @@ def _check_metadata(assembly: Assembly, meta: Meta, report: Report) -> Zones:
     tree.conclude()
     zones.conclude()
     snapshots.figures(tree, leaves, zones)
+    check_events(meta, report)
     return zones

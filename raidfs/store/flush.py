@@ -130,8 +130,7 @@ class Flush:
 
     def _report(self) -> None:
         """Events and error counts noticed since the last flush go into the same transaction."""
-        for time_ns, name, member, text in self.store.notices.take_events():
-            self.store.meta.add_event(time_ns, name, member, text)
+        self.store.events.keep()
         self.store.meta.set_member_counters(self.store.array.counters())
         self.store.losses.save()
 

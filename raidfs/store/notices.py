@@ -1,7 +1,8 @@
 """What members, the mirror and the array report from any thread, until the store takes it up.
 
-Events are kept in the metadata by the next flush; members that failed a write are recorded in the
-labels of the others before anything that they missed is told durable (`Losses.settle`).
+What is noticed becomes events (events.py) on the event loop; members that failed a write are
+recorded in the labels of the others before anything that they missed is told durable
+(`Losses.settle`).
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ class Notices:
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.losses: dict[int, str] = {}
+        self.on_event: Callable[[], None] = lambda: None  # called in whichever thread
         self._clock = clock
         self._events: list[tuple[int, str, int, str]] = []
         self._lock = threading.Lock()
 
     @property
     def waiting(self) -> bool:
-        """There are events to be kept."""
+        """Something was noticed and not taken yet."""
         return bool(self._events)
 
     def event(self, name: str, member: int, text: str) -> None:
         """`member` is -1 when the event concerns none."""
-        log.warning("%s%s: %s", name, f" (member {member})" if member >= 0 else "", text)
+        log.info("%s%s: %s", name, f" (member {member})" if member >= 0 else "", text)
         with self._lock:
             if len(self._events) < EVENTS_WAITING_MAX:
                 self._events.append((self._clock(), name, member, text))
+        self.on_event()
 
     def loss(self, member: int, reason: str) -> None:
         """The member failed a write, and is used no more."""

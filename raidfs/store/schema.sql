@@ -29,7 +29,7 @@
 
 -- One row.
 --   format      version of all that is described here, 4; any other is refused. 1 had no shares and no snapshots,
---               2 nothing of groups, 3 no columns that missed something
+--               2 nothing of groups, 3 events without details, and no columns that missed rows
 --   durable     every change of an epoch up to this one is in the database, and in the rows that its
 --               leaves refer to. Changes of later epochs may be there too; opening undoes them
 --   next_ino    lowest inode number that no epoch up to `durable` handed out. Never handed out twice,
@@ -234,6 +234,7 @@ CREATE TABLE snapshot (
 --   group_id    of the group snapshot, or the number of another work of the whole group
 --   kind        "prepared", "decision": of a snapshot. "intent", "verdict": of a deletion or rollback of all.
 --               "move-out", "move-in": of a file's move to or from another volume; group_id is the move's number
+--               "took-part": no promise: who took part in a snapshot that is committed, as it was promised then
 --   value       in a form of the group's own
 CREATE TABLE kept (
     group_id BLOB NOT NULL,
@@ -276,11 +277,16 @@ CREATE TABLE member (
     lost_at         INTEGER
 );
 
--- What happened, newest last; the last 10,000 are kept. `member` is -1 when it concerns none.
+-- What happened, newest last; the newest 10,000 are kept. events.py says what the kinds mean.
+--   number      rises; some may be left out (after a crash)
+--   member      -1 when it concerns none
+--   text        one line for people
+--   details     for programs: a JSON object
 CREATE TABLE event (
-    number  INTEGER PRIMARY KEY AUTOINCREMENT,
+    number  INTEGER PRIMARY KEY,
     time_ns INTEGER NOT NULL,
-    name    TEXT NOT NULL,
+    kind    TEXT NOT NULL,
     member  INTEGER NOT NULL,
-    text    TEXT NOT NULL
+    text    TEXT NOT NULL,
+    details TEXT NOT NULL
 );

@@ -10,7 +10,7 @@ the start; and what a leaf was before, if no retained epoch sees it, leaves its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -107,9 +107,19 @@ SHARE_ALL = (
     "ORDER BY zone, ino, number LIMIT 1000"
 )
 
-EVENT_ADD = "INSERT INTO event (time_ns, name, member, text) VALUES (?, ?, ?, ?)"
-EVENT_DROP = "DELETE FROM event WHERE number <= ?"
-EVENT_LIST = "SELECT time_ns, name, member, text FROM event ORDER BY number DESC LIMIT ?"
+EVENT_ADD = (
+    "INSERT INTO event (number, time_ns, kind, member, text, details) VALUES (?, ?, ?, ?, ?, ?)"
+)
+EVENT_DROP = "DELETE FROM event WHERE number IN (SELECT number FROM event ORDER BY number LIMIT ?)"
+EVENT_COUNT = "SELECT count(*) FROM event"
+EVENT_LAST = "SELECT number, kind FROM event ORDER BY number DESC LIMIT 1"
+EVENT_AFTER = (
+    "SELECT number, time_ns, kind, member, text, details FROM event WHERE number > ? "
+    "ORDER BY number LIMIT ?"
+)
+EVENT_LIST = (
+    "SELECT number, time_ns, kind, member, text, details FROM event ORDER BY number DESC LIMIT ?"
+)
 MEMBER_ALL = "SELECT member, read_errors, write_errors, checksum_errors, lost_at FROM member"
 MEMBER_PUT = (
     "INSERT INTO member (member, read_errors, write_errors, checksum_errors) "
@@ -157,10 +167,14 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
+    """See schema.sql, and events.py for what the kinds mean."""
+
+    number: int
     time_ns: int
-    name: str
+    kind: str
     member: int
     text: str
+    details: str = "{}"
 
 
 class Tables(Database):
@@ -173,6 +187,7 @@ class Tables(Database):
         super().__init__(mirror, connection)
         self._widths: dict[int, int] = {}  # of zones, which the store holds in memory as well
         self._slab: tuple[int, int, bytes] | None = None  # zone, number, content: the last changed
+        self._events: int | None = None  # how many are kept
         self._counters: dict[int, tuple[int, int, int]] | None = None  # of members, as stored
         self._shared: set[int] | None = None  # zones with rows in share, or that had some
 
@@ -413,14 +428,40 @@ class Tables(Database):
 
     # -- events and counters ----------------------------------------------------------------------
 
-    def add_event(self, time_ns: int, name: str, member: int, text: str) -> None:
-        self._spend(len(text))
-        self._run(EVENT_ADD, (time_ns, name, member, text))
-        self._run(EVENT_DROP, (self._db.last_insert_rowid() - EVENTS_MAX,))
+    def add_events(self, events: Sequence[Event]) -> None:
+        """Their numbers rise, and are above those of all that are there."""
+        if self._events is None:
+            self._events = self._count_events()
+        for each in events:
+            self._spend(len(each.text) + len(each.details))
+            self._run(
+                EVENT_ADD,
+                (each.number, each.time_ns, each.kind, each.member, each.text, each.details),
+            )
+        self._events += len(events)
+        if self._events > EVENTS_MAX:
+            self._spend()
+            self._run(EVENT_DROP, (self._events - EVENTS_MAX,))
+            self._events = EVENTS_MAX
+
+    def _count_events(self) -> int:
+        row = self._row(EVENT_COUNT)
+        assert row is not None
+        count: int = row[0]
+        return count
 
     def events(self, limit: int) -> list[Event]:
         """The last ones, oldest of them first."""
         return [Event(*row) for row in reversed(self._rows(EVENT_LIST, (limit,)))]
+
+    def events_after(self, number: int, limit: int) -> list[Event]:
+        """Those with higher numbers, oldest first."""
+        return [Event(*row) for row in self._rows(EVENT_AFTER, (number, limit))]
+
+    def last_event(self) -> tuple[int, str]:
+        """Number and kind of the newest; 0 and "" if there is none."""
+        row = self._row(EVENT_LAST)
+        return (row[0], row[1]) if row is not None else (0, "")
 
     def member_counters(self) -> dict[int, tuple[int, int, int]]:
         """member -> (read, write, checksum errors)"""
