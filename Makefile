@@ -12,8 +12,12 @@ C_HEADERS := $(wildcard csrc/*.h)
 C_FORMATTED := $(C_SOURCES) $(C_HEADERS) $(wildcard csrc/tests/*.c csrc/tests/*.h tools/*.c)
 PYTHON_SOURCES := raidfs csrc tests tools setup.py
 export PYTHON
+PREFIX ?= /usr/local
+DESTDIR ?=
+HELPERDIR ?= /sbin
+PLACES = --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --helper-directory '$(HELPERDIR)'
 
-.PHONY: help build install check lint test demo format sanitize bench clean
+.PHONY: help build install uninstall man check lint test demo format sanitize bench clean
 
 help:
 	@echo "make build     compile and install into .venv; the commands are then in .venv/bin"
@@ -23,7 +27,9 @@ help:
 	@echo "make bench     figures of the erasure kernels and of a mount"
 	@echo "make format    put Python and C into the form that check wants"
 	@echo "make sanitize  the C tests under the address and undefined-behaviour sanitizers"
-	@echo "make install   as root: link the commands to /usr/local/bin, mount helper to /sbin; timer units"
+	@echo "make man       the manual pages, in build/man"
+	@echo "make install   as root: program, units of systemd, manual, completion (PREFIX, DESTDIR; see docs/INSTALL.md)"
+	@echo "make uninstall takes that away again"
 	@echo "make clean     remove what was built"
 
 build: $(STAMPS)/native
@@ -42,13 +48,16 @@ $(STAMPS)/native: $(STAMPS)/venv csrc/ffi_build.py $(C_SOURCES) $(C_HEADERS)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@mkdir -p $(@D) && touch $@
 
-# Links, not copies: an editable checkout stays the one place where the program is.
+# Copies: an installed raidfs goes on working while this checkout is changed, or gone.
 install: build
-	mkdir -p /usr/local/bin /usr/local/sbin /sbin
-	ln -sf $(CURDIR)/$(BIN)/raidfs $(CURDIR)/$(BIN)/raidfs-ctl /usr/local/bin/
-	ln -sf $(CURDIR)/$(BIN)/mkfs.raidfs $(CURDIR)/$(BIN)/fsck.raidfs /usr/local/sbin/
-	ln -sf $(CURDIR)/$(BIN)/mount.raidfs /sbin/mount.raidfs
-	install -D -m 644 -t /usr/local/lib/systemd/system systemd/*
+	$(BIN)/python tools/install.py install $(PLACES)
+
+uninstall: build
+	$(BIN)/python tools/install.py uninstall $(PLACES)
+
+man: build
+	$(BIN)/python tools/manual.py build/man
+	@echo "read it with: man -M build/man raidfs-ctl"
 
 lint: build
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)

@@ -74,6 +74,14 @@ class NotEnoughMembers(RaidfsError):
     errno = _errno.ENXIO
 
 
+def means_missing(error: BaseException) -> bool:
+    """Whether members are not there, as opposed to being there and refused."""
+    gone = (_errno.ENOENT, _errno.ENXIO, _errno.ENODEV)
+    return isinstance(error, NotEnoughMembers) or (
+        isinstance(error, MemberError) and error.errno in gone
+    )
+
+
 class Divergent(RaidfsError):
     """Two parts of one volume were each changed without the other; neither is the newer."""
 

@@ -219,14 +219,13 @@ def test_a_mountpoint_that_can_not_be_one(workshop, what):
 
 @pytest.mark.slow
 def test_a_stale_mountpoint_is_told_from_a_busy_one(workshop):
+    """Mounting there again clears it (test_6_mount_stale.py); all else says what it is."""
     volume = workshop.volume(3, mounted=True)
     pid = volume.pid
     subprocess.run(["kill", "-9", str(pid)], check=True)
     volume.wait_gone()
-    refused(volume.mount(expect=1), "stale.*umount -l")
     refused(volume.ctl("umount", expect=1), "umount -l")
     assert volume.ctl("status", expect=4).stderr
-    run("umount", "-l", volume.mountpoint)
     volume.mount()
     volume.unmount()
     volume.check()

@@ -41,6 +41,9 @@ if [[ "$purpose" == test ]]; then
     need rsync have rsync
     need spin have spin
     need procps have ps
+    need groff-base have groff
+    need man-db have man
+    need systemd have systemd-analyze
 fi
 if [[ ${#packages[@]} -gt 0 ]]; then
     if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then

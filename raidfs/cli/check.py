@@ -83,6 +83,11 @@ def check_command(
 
     Exit code as of fsck(8): 0 clean, 4 something found, 8 could not check, 16 wrong arguments.
     The flags -a -p -y -n -f of fsck are accepted and change nothing.
+
+    \b
+    Examples:
+      raidfs-ctl check /srv/disk1
+      fsck.raidfs --no-data /dev/sdb
     """
     found = target.must_be_unmounted(where, "check")
     progress = _Progress(quiet or as_json)

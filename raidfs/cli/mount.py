@@ -2,6 +2,8 @@
 
 1. Options that mount(8) handles itself, or that mean nothing here, are taken without complaint; an
    option that is neither those nor ours is refused, so that a typing error is never silent.
+2. As mount.raidfs it ends with the codes of mount(8). With `nofail`, members that are missing are
+   told and are no failure, as a device that is missing is none to mount(8).
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ IGNORED = frozenset(
         "defaults",
         "auto",
         "noauto",
-        "nofail",
         "_netdev",
         "user",
         "nouser",
@@ -62,6 +63,17 @@ TO_KERNEL = frozenset(
     ]
 )
 LANE_THREADS_MAX = 64
+HELPER = "mount.raidfs"
+# mount(8)
+HELPER_EXIT_USAGE = 1
+HELPER_EXIT_FAILED = 32
+# What a shell offers; a value follows "=".
+OFFERED = (
+    *("ro", "degraded", "member=", "allow_other", "dirty=", "direct", "writeback"),
+    *("snapdir=visible", "lane_threads=", "nolane", "log=", "debug", "nofail", "noauto", "_netdev"),
+    "metrics=",
+    *sorted(TO_KERNEL - {"allow_other", "suid", "dev", "default_permissions"}),
+)
 OPTIONS_HELP = """\
 \b
 Options of -o (comma-separated):
@@ -70,6 +82,7 @@ Options of -o (comma-separated):
                    exported by NFS; hidden (the default): it is there for whoever
                    names it
   degraded         mount although members are missing that were there last time
+  nofail           in /etc/fstab: missing members are no failure
   member=PATH      where a member is now, if not where it was (may be repeated)
   dirty=SIZE       most memory for data that is not yet on members (default 256M)
   allow_other      let other users in (without it, only the one who mounts; in
@@ -83,6 +96,8 @@ Options of -o (comma-separated):
   nolane           without the data path in C: slower; for comparing
   lane_threads=N   threads that take requests from the kernel (default: one for
                    each core, at most 4)
+  metrics=WHERE    serve figures to Prometheus on HOST:PORT, to whoever connects,
+                   or on unix:/path, to this user; see docs/METRICS.md
   log=FILE         log to FILE instead of syslog
   debug            log more
   noatime, noexec, nosuid, nodev, sync, dirsync, auto_unmount: as in mount(8)
@@ -97,12 +112,14 @@ class ParsedOptions:
     degraded: bool = False
     debug: bool = False
     log_path: str | None = None
+    metrics: str | None = None
     dirty_bytes: int | None = None
     direct: bool = False
     lane: bool = True
     lane_threads: int = 0
     writeback: bool = False
     snapshots_listed: bool = False
+    may_be_missing: bool = False
     members: list[str] = field(default_factory=list)
     fuse: set[str] = field(default_factory=set)
 
@@ -133,10 +150,14 @@ def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
             parsed.read_only = False
         case ("degraded", ""):
             parsed.degraded = True
+        case ("nofail", ""):
+            parsed.may_be_missing = True
         case ("debug", ""):
             parsed.debug = True
         case ("log", path) if path:
             parsed.log_path = os.path.abspath(path)
+        case ("metrics", where) if where:
+            parsed.metrics = where
         case ("snapdir", "visible" | "hidden" as how):
             parsed.snapshots_listed = how == "visible"
         case ("member", path) if path:
@@ -216,12 +237,14 @@ def mount_command(
       /srv/disk1  /mnt/tank  fuse.raidfs  allow_other,nofail  0 0
 
     Exit code: 0 mounted; 1 refused or failed, nothing was changed; 2 wrong arguments; in the
-    foreground also 3 when the last changes could not be made durable.
+    foreground also 3 when the last changes could not be made durable. As mount.raidfs, those of
+    mount(8): 1 wrong arguments, 32 refused or failed.
     """
     # Imported late: --help and wrong arguments need neither numpy nor libfuse.
     from raidfs.cli import target
     from raidfs.daemon.bound import bind_snapshot
-    from raidfs.daemon.main import MountOptions, mount
+    from raidfs.daemon.main import EXIT_MISSING, EXIT_REFUSED, MountOptions, mount
+    from raidfs.daemon.metrics_server import parse_endpoint
     from raidfs.daemon.session import LaneOptions
     from raidfs.store.store import DIRTY_BYTES_MAX
 
@@ -233,7 +256,7 @@ def mount_command(
         if isinstance(found, target.Mounted) and not found.entry.closing:
             bind_snapshot(found.entry, target.check_text(snapshot), mountpoint, parsed.fuse)
             return 0
-    return mount(
+    code = mount(
         MountOptions(
             source=source,
             mountpoint=mountpoint,
@@ -249,14 +272,28 @@ def mount_command(
             lane=lane,
             log_level=logging.DEBUG if parsed.debug or verbose else logging.INFO,
             log_path=parsed.log_path,
+            metrics=parse_endpoint(parsed.metrics) if parsed.metrics else None,
         )
     )
+    if click.get_current_context().info_name != HELPER:
+        return EXIT_REFUSED if code == EXIT_MISSING else code
+    if code == EXIT_MISSING and parsed.may_be_missing:
+        return 0
+    return HELPER_EXIT_FAILED if code else 0
 
 
 def main() -> NoReturn:
     """Entry point of `raidfs` and `mount.raidfs`. For mount(8), -f is "do all but mount"."""
     name = os.path.basename(sys.argv[0])
     arguments = sys.argv[1:]
-    if name.startswith("mount.") and "-f" in arguments:
+    if name != HELPER:
+        run_command(mount_command, name, arguments)
+    if "-f" in arguments:
         sys.exit(0)
-    run_command(mount_command, name, arguments)
+    run_command(
+        mount_command,
+        HELPER,
+        arguments,
+        exit_error=HELPER_EXIT_FAILED,
+        exit_usage=HELPER_EXIT_USAGE,
+    )

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 import msgspec
 
+from raidfs.cli.completion import answer_shell
 from raidfs.errors import RaidfsError, UsageError
 
 JSON_VERSION = 1
@@ -123,6 +124,7 @@ def run_command(
     exit_usage: int = EXIT_USAGE,
 ) -> NoReturn:
     """Runs a click command as a whole program and exits with its code."""
+    answer_shell(name)
     arguments = sys.argv[1:] if arguments is None else arguments
     code = _guarded(
         lambda: command.main(arguments, prog_name=name, standalone_mode=False),

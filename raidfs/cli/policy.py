@@ -12,6 +12,7 @@ import errno
 import click
 
 from raidfs.cli import target
+from raidfs.cli.group_policy import kept_here, run_groups
 from raidfs.cli.output import EXIT_ERROR, print_json, sentence, table
 from raidfs.cli.service import ask
 from raidfs.cli.snapshot import count_text, ran_document, run_policy, verdict_lines
@@ -99,7 +100,12 @@ def set_command(where: str, as_json: bool, **fields: int | None) -> int:
 @click.argument("where", metavar="MOUNTPOINT-OR-MEMBER")
 @json_option
 def show_command(where: str, as_json: bool) -> int:
-    """Tell the policy of a volume."""
+    """Tell the policy of a volume.
+
+    \b
+    Example:
+      raidfs-ctl policy show /mnt/tank
+    """
     return _show(ask(target.find(where), PolicyGetRequest(), PolicyTold), as_json)
 
 
@@ -107,7 +113,12 @@ def show_command(where: str, as_json: bool) -> int:
 @click.argument("where", metavar="MOUNTPOINT-OR-MEMBER")
 @json_option
 def clear_command(where: str, as_json: bool) -> int:
-    """Take the policy away. Snapshots that it has made stay until you delete them."""
+    """Take the policy away. Snapshots that it has made stay until you delete them.
+
+    \b
+    Example:
+      raidfs-ctl policy clear /mnt/tank
+    """
     return _show(ask(target.find(where), PolicySetRequest(clear=True), PolicyTold), as_json)
 
 
@@ -135,11 +146,17 @@ def _run_one(name: str, volume: target.Mounted | None, dry_run: bool) -> PolicyR
 @policy_group.command("run")
 @click.argument("where", metavar="MOUNTPOINT-OR-MEMBER...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All mounted volumes that have a policy.")
+@click.option("--groups", is_flag=True, help="Then also what `group policy run --all` does.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only tell what would be taken and deleted.")
 @click.option("-q", "--quiet", is_flag=True, help="Tell only what goes wrong.")
 @json_option
 def run_command(
-    where: tuple[str, ...], everything: bool, dry_run: bool, quiet: bool, as_json: bool
+    where: tuple[str, ...],
+    everything: bool,
+    groups: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Take the snapshots that are due, and delete those that are too many.
 
@@ -168,8 +185,13 @@ def run_command(
         documents.append(ran_document(ran, dry_run))
         if not as_json and not quiet:
             click.echo("".join(f"{line}\n" for line in _ran_lines(ran, dry_run)), nl=False)
+    of_groups: list[dict[str, object]] = []
+    if groups:
+        failed, of_groups = run_groups(kept_here(), dry_run, quiet or as_json)
+        code = EXIT_ERROR if failed else code
     if as_json:
-        print_json({"volumes": documents})
+        told = {"volumes": documents}
+        print_json({**told, "groups": of_groups} if groups else told)
     return code
 
 

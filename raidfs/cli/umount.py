@@ -86,6 +86,10 @@ def umount_command(where: str, force: bool, timeout: float | None, as_json: bool
 
     umount(8) and fusermount3 -u work too, but return before the daemon has written the last
     changes; this returns when it has, and fails if it could not.
+
+    \b
+    Example:
+      raidfs-ctl umount /mnt/tank
     """
     mountpoint = unmount(where, force, timeout)
     if as_json:
@@ -101,6 +105,10 @@ def sync_command(where: str, as_json: bool) -> int:
 
     sync(1) is no barrier on a FUSE mount: the kernel doesn't pass it on. This is one, as is
     fsync(2) on any file.
+
+    \b
+    Example:
+      raidfs-ctl sync /mnt/tank
     """
     found = target.must_be_mounted(where, "sync")
     with contextlib.closing(found.client()) as client:

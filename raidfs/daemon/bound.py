@@ -14,7 +14,7 @@ import os
 import subprocess
 from collections.abc import Collection
 
-from raidfs.daemon import mounts
+from raidfs.daemon import mounts, stale
 from raidfs.daemon.registry import Entry
 from raidfs.errors import NoSuchSnapshot, UsageError
 from raidfs.fs.views import SNAPSHOTS_NAME
@@ -28,6 +28,7 @@ def bind_snapshot(entry: Entry, name: str, mountpoint: str, words: Collection[st
     """Promise 1. `words`: of -o."""
     where = os.path.join(entry.mountpoint, os.fsdecode(SNAPSHOTS_NAME), name)
     _check(entry, name, where)
+    stale.clear(mountpoint)
     checked = mounts.check_mountpoint(mountpoint)
     if os.geteuid() != 0:
         raise UsageError(

@@ -22,13 +22,16 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One line of /proc/self/mountinfo. `device` is major:minor; `root`: what is to be seen of the
-    filesystem: "/", or the directory that was bound."""
+    filesystem: "/", or the directory that was bound. `number`: the kernel's, never twice at a time;
+    `owner`: user and group of who mounted it, for FUSE."""
 
     mountpoint: str
     kind: str
     source: str
     device: str
     root: str = "/"
+    number: int = -1
+    owner: tuple[int, int] | None = None
 
 
 def _unescape(text: str) -> str:
@@ -43,8 +46,17 @@ def parse_mountinfo(text: str) -> list[Mount]:
         fields, rest = before.split(" "), after.split(" ")
         if separator and len(fields) >= 6 and len(rest) >= 2:
             mountpoint, source, root = map(_unescape, (fields[4], rest[1], fields[3]))
-            mounts.append(Mount(mountpoint, rest[0], source, fields[2], root))
+            number = int(fields[0]) if fields[0].isdecimal() else -1
+            owner = _owner(rest[2]) if len(rest) > 2 else None
+            mounts.append(Mount(mountpoint, rest[0], source, fields[2], root, number, owner))
     return mounts
+
+
+def _owner(options: str) -> tuple[int, int] | None:
+    """FUSE tells it among the options of the filesystem."""
+    told = dict(each.partition("=")[::2] for each in options.split(","))
+    user, group = told.get("user_id", ""), told.get("group_id", "")
+    return (int(user), int(group)) if user.isdecimal() and group.isdecimal() else None
 
 
 def all_mounts() -> list[Mount]:
@@ -67,6 +79,12 @@ def mount_at(path: str | os.PathLike[str]) -> Mount | None:
     if not found and os.path.islink(wanted):
         return mount_at(os.path.realpath(wanted))
     return found[-1] if found else None
+
+
+def _above(full: str) -> str:
+    """The mountpoint of the mount in which a path lies."""
+    points = {mount.mountpoint for mount in all_mounts()}
+    return next((str(each) for each in Path(full).parents if str(each) in points), "/")
 
 
 def is_of(mount: Mount, mountpoint: str) -> bool:
@@ -92,9 +110,12 @@ def is_mounted(mountpoint: str) -> bool:
 
 
 def check_mountpoint(path: str) -> str:
-    """The absolute mountpoint, or a UsageError that says what is wrong with it."""
+    """The absolute mountpoint, or a UsageError that says what is wrong with it. A dead mount of
+    ours is one of these things: see stale.py, whose turn is before."""
     full = resolve(path)
     mounted = mount_at(full)
+    if mounted is not None and mounted.kind == FILESYSTEM_TYPE:
+        raise _busy(path, mounted)
     try:
         found = os.stat(full)
     except FileNotFoundError:
@@ -103,21 +124,26 @@ def check_mountpoint(path: str) -> str:
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) or mounted is not None:
+            stale = mounted.mountpoint if mounted is not None else _above(full)
             raise UsageError(
-                f"mountpoint {path} is a stale mount, left by a daemon that has died;"
-                f" clear it first: umount -l {path}",
+                f"mountpoint {path} {'is' if mounted else 'lies in'} a stale mount, left by a"
+                f" daemon that has died; clear it first: umount -l {stale}",
                 errno.EBUSY,
             ) from None
         raise UsageError(f"can't use mountpoint {path}: {error.strerror}", error.errno) from None
     if not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"mountpoint {path} is not a directory; name one", errno.ENOTDIR)
     if mounted is not None:
-        raise UsageError(
-            f"mountpoint {path} is busy: {mounted.source} ({mounted.kind}) is mounted there;"
-            f" unmount it first (umount {path}) or name another directory",
-            errno.EBUSY,
-        )
+        raise _busy(path, mounted)
     return os.path.realpath(full)
+
+
+def _busy(path: str, mounted: Mount) -> UsageError:
+    return UsageError(
+        f"mountpoint {path} is busy: {mounted.source} ({mounted.kind}) is mounted there;"
+        f" unmount it first (umount {path}) or name another directory",
+        errno.EBUSY,
+    )
 
 
 def check_apart(mountpoint: str, members: Iterable[str]) -> None:

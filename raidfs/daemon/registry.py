@@ -79,6 +79,27 @@ def make_runtime_directory() -> Path:
     return directory
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While no other command or daemon of this user looks at what is mounted where, to change it:
+    of two that want one mountpoint, the second sees the first."""
+    fd = os.open(make_runtime_directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _holder_of(mountpoint: str) -> Entry | None:
+    """Who has mounted there, or is about to."""
+    for path in sorted(make_runtime_directory().glob("*.json")):
+        entry = _read_live(path)
+        if entry is not None and entry.mountpoint == mountpoint and not entry.closing:
+            return entry
+    return None
+
+
 def socket_path(entry_path: Path) -> Path:
     """The control socket that belongs to an entry."""
     return entry_path.with_suffix(".sock")
@@ -92,10 +113,11 @@ class Registration:
         self.path = make_runtime_directory() / f"{entry.volume_id}.json"
         self.socket = socket_path(self.path)
         self._fd = -1
-        holder = _read_live(self.path)
-        if holder is not None:
-            raise UsageError(busy_sentence(holder), errno=RaidfsError.errno)
-        self._write(entry)
+        with alone():
+            holder = _read_live(self.path) or _holder_of(entry.mountpoint)
+            if holder is not None:
+                raise UsageError(busy_sentence(holder), errno=RaidfsError.errno)
+            self._write(entry)
 
     def closing(self) -> None:
         """Tell that the mount is gone and only the last cut is under way."""
