@@ -1,119 +1,167 @@
-"""Network namespaces that only a slow relay connects: daemons in different places of the network.
+"""Hosts far from each other: network namespaces, and a bad network of packets between them.
 
-Each namespace has but its own loopback. For each port of a daemon in another one the relay listens
-here under the same address, and passes on what comes, late: `delay_s` each way, and now and then
-by `stall_s`, as when a packet is lost and sent again.
+Each namespace has a TUN device with an address, 10.177.N.1 for the Nth. A thread here reads the IP
+packets that leave by one of them, and gives each to the device that has its destination; but late,
+each by a time of its own, so they overtake each other, and some never. TCP sees what it sees on a
+bad line: gaps, disorder, and packets to be sent again.
+
+`with Far(3, delay_s=0.005, jitter_s=0.005, loss=0.02) as far:` `far.launcher(0)` starts a command
+in the first namespace; `far.cut_off(0)` makes it unreachable inside of a `with`.
 """
 
+import contextlib
 import ctypes
+import fcntl
+import heapq
+import itertools
 import os
 import random
 import select
 import socket
+import struct
 import threading
 import time
-from collections import deque
+from pathlib import Path
 
 from mounting import run
 
 CLONE_NEWNET = 0x40000000
+TUNSETIFF = 0x400454CA
+IFF_TUN, IFF_NO_PI = 1, 0x1000
+PACKET_BYTES_MAX = 1 << 16
+DESTINATION = slice(16, 20)  # of an IPv4 header
+QUEUE_MAX = 10_000  # packets on their way; what comes then is lost, too
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Far:
-    """`with Far(3) as far`: `far.launcher(0)` starts a command in the first namespace."""
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
-    def __init__(self, count, delay_s=0.002, stall_s=0.05, stalls=0.01):
-        self.names = [f"raidfs-test-{os.getpid()}-{number}" for number in range(count)]
-        self.delay_s, self.stall_s, self.stalls = delay_s, stall_s, stalls
-        self._ended = threading.Event()
-        self._threads = []
+
+def joined(crew, listen=None):
+    """The first makes the group, the others come in by tokens. `listen`: where each listens."""
+    listen = listen or [f"tcp:127.0.0.1:{free_port()}" for _ in crew.volumes]
+    first, *others = crew.volumes
+    crew.group("init", "crew", first.mountpoint, "--listen", listen[0])
+    for volume, address in zip(others, listen[1:], strict=True):
+        token = crew.group("invite", "crew").stdout.strip()
+        crew.group("join", volume.mountpoint, token, "--listen", address)
+    crew.settle()
+
+
+def retransmitted(pid):
+    """TCP segments that were sent again in the network namespace of that process."""
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines()]
+    names, values = (row for row in rows if row[0] == "Tcp:")
+    return int(values[names.index("RetransSegs")])
+
+
+class Far:
+    """See the module. `delay_s` each way, give or take up to `jitter_s`; `loss`: of all packets.
+    Of those that came here `passed`, `lost` and `overtaken` (by a later one of the same way)."""
+
+    def __init__(self, count, *, delay_s, jitter_s=0.0, loss=0.0, seed=1):
+        self.delay_s, self.jitter_s, self.loss = delay_s, jitter_s, loss
+        self.passed = self.lost = self.overtaken = 0
+        self._names = [f"raidfs-test-{os.getpid()}-{number}" for number in range(count)]
+        self._dice = random.Random(seed)
+        self._away = set()  # addresses that can't be reached, and reach nobody
+        self._devices = {}  # by address
+        self._end, self._ended = os.pipe()
+        self._relay = threading.Thread(target=self._pass_on, name="far")
 
     def __enter__(self):
-        for name in self.names:
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
+        try:
+            for number, name in enumerate(self._names):
+                run("ip", "netns", "add", name)
+                self._devices[socket.inet_aton(self.address(number))] = self._device(name)
+                address = f"{self.address(number)}/16"
+                run("ip", "-n", name, "link", "set", "lo", "up")
+                run("ip", "-n", name, "address", "add", address, "dev", "far")
+                run("ip", "-n", name, "link", "set", "far", "up")
+        except BaseException:
+            self._clear()
+            raise
+        self._relay.start()
         return self
 
     def __exit__(self, *_):
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-        for name in self.names:
-            run("ip", "netns", "del", name)
+        os.write(self._ended, b"x")
+        self._relay.join()
+        self._clear()
+
+    def _clear(self):
+        for fd in (*self._devices.values(), self._end, self._ended):
+            os.close(fd)
+        for name in self._names:
+            run("ip", "netns", "del", name, expect=None)
+
+    def address(self, number):
+        return f"10.177.{number}.1"
 
     def launcher(self, number):
-        return ("nsenter", f"--net=/run/netns/{self.names[number]}")
+        return ("nsenter", f"--net=/run/netns/{self._names[number]}")
 
-    def relay(self, ports):
-        """`ports[i]` is where the daemon in namespace i listens on its loopback."""
-        for here in range(len(ports)):
-            for there, port in enumerate(ports):
-                if here != there:
-                    self._begin(self._listen, here, there, port)
+    @contextlib.contextmanager
+    def cut_off(self, number):
+        """Inside of the `with`, no packet reaches that host or comes from it."""
+        address = socket.inet_aton(self.address(number))
+        self._away.add(address)
+        try:
+            yield
+        finally:
+            self._away.remove(address)
 
-    def _begin(self, function, *arguments):
-        thread = threading.Thread(target=function, args=arguments)
-        self._threads.append(thread)
-        thread.start()
-
-    def _socket(self, number):
-        """Of that namespace, whatever thread uses it later. A thread of its own makes it."""
+    @staticmethod
+    def _device(name):
+        """A TUN device in that namespace. A thread of its own goes there to make it."""
         made = []
 
         def make():
-            fd = os.open(f"/run/netns/{self.names[number]}", os.O_RDONLY)
-            assert _libc.setns(fd, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-            os.close(fd)
-            made.append(socket.socket())
+            with open(f"/run/netns/{name}") as place:
+                assert _libc.setns(place.fileno(), CLONE_NEWNET) == 0, os.strerror(
+                    ctypes.get_errno()
+                )
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"far", IFF_TUN | IFF_NO_PI))
+            made.append(fd)
 
         thread = threading.Thread(target=make)
         thread.start()
         thread.join()
         return made[0]
 
-    def _listen(self, here, there, port):
-        with self._socket(here) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", port))
-            listener.listen()
-            listener.settimeout(0.1)
-            while not self._ended.is_set():
-                try:
-                    near, _ = listener.accept()
-                except TimeoutError:
-                    continue
-                far = self._socket(there)
-                try:
-                    far.connect(("127.0.0.1", port))
-                except OSError:
-                    near.close()
-                    far.close()
-                    continue
-                self._begin(self._pass, near, far)
+    def _pass_on(self):
+        """Until the end."""
+        on_the_way, turns, latest = [], itertools.count(), {}
+        while True:
+            wait_s = max(0.0, on_the_way[0][0] - time.monotonic()) if on_the_way else None
+            readable = select.select([self._end, *self._devices.values()], [], [], wait_s)[0]
+            if self._end in readable:
+                return
+            for fd in readable:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        self._take(fd, os.read(fd, PACKET_BYTES_MAX), on_the_way, turns)
+            while on_the_way and on_the_way[0][0] <= time.monotonic():
+                _, turn, came_by, to, packet = heapq.heappop(on_the_way)
+                self.overtaken += turn < latest.get((came_by, to), 0)
+                latest[came_by, to] = max(turn, latest.get((came_by, to), 0))
+                with contextlib.suppress(OSError):  # its queue is full: lost
+                    os.write(to, packet)
+                    self.passed += 1
 
-    def _pass(self, near, far):
-        """Both ways, until either end closes."""
-        dice = random.Random(near.fileno())
-        ways = {near: far, far: near}
-        late = {near: deque(), far: deque()}  # (when, bytes) for that end
-        for end in ways:
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with near, far:
-            while not self._ended.is_set():
-                dues = [queue[0][0] for queue in late.values() if queue]
-                wait_s = min([0.1, *(max(0.0, due - time.monotonic()) for due in dues)])
-                try:
-                    for end in select.select(list(ways), [], [], wait_s)[0]:
-                        data = end.recv(1 << 16)
-                        if not data:
-                            return
-                        stall_s = self.stall_s if dice.random() < self.stalls else 0.0
-                        queue = late[ways[end]]
-                        due = time.monotonic() + self.delay_s + stall_s
-                        queue.append((max(due, queue[-1][0] if queue else 0.0), data))
-                    for end, queue in late.items():
-                        while queue and queue[0][0] <= time.monotonic():
-                            end.sendall(queue.popleft()[1])
-                except OSError:
-                    return
+    def _take(self, came_by, packet, on_the_way, turns):
+        """One packet, unless it is lost."""
+        to = self._devices.get(packet[DESTINATION])
+        if packet[0] >> 4 != 4 or to is None:
+            return
+        away = self._away
+        ends = {packet[DESTINATION], next(a for a, fd in self._devices.items() if fd == came_by)}
+        if ends & away or self._dice.random() < self.loss or len(on_the_way) > QUEUE_MAX:
+            self.lost += 1
+            return
+        late_s = self.delay_s + self.jitter_s * self._dice.uniform(-1, 1)
+        heapq.heappush(on_the_way, (time.monotonic() + late_s, next(turns), came_by, to, packet))

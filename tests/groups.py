@@ -1,15 +1,16 @@
-"""Groups of mounted volumes for tests, and writers whose order of writes no snapshot may break."""
+"""Groups of mounted volumes for tests, and the programs of ordered.py on them."""
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import msgspec
+from forked import Forked
 from mounting import run, wait_until
+from ordered import KINDS, count_of, counts_in, impossible, possible
 
 from raidfs.daemon.control import ControlClient, ControlError
 from raidfs.daemon.group_requests import (
@@ -23,33 +24,7 @@ from raidfs.daemon.group_requests import (
 )
 
 NAME = "crew"
-# Writes its count to A, then B, then C, and again; each is answered before the next is asked for.
-WRITER = """
-import os, sys
-kind, name, *places = sys.argv[1:]
-paths = [os.path.join(place, name) for place in places]
-if kind == "rename":
-    for path in paths:
-        os.mkdir(path)
-        os.close(os.open(path + "/0", os.O_CREAT | os.O_WRONLY))
-else:
-    fds = [os.open(path, os.O_CREAT | os.O_RDWR, 0o600) for path in paths]
-    for fd in fds:
-        os.pwrite(fd, bytes(8), 0)
-print("ready", flush=True)
-number = 0
-while True:
-    number += 1
-    word = number.to_bytes(8, "little")
-    for at, path in enumerate(paths):
-        if kind == "rename":
-            os.rename(f"{path}/{number - 1}", f"{path}/{number}")
-            continue
-        os.pwrite(fds[at], word, 0)
-        if kind == "fsync":
-            os.fsync(fds[at])
-"""
-KINDS = ("write", "fsync", "rename")
+PROGRAM = Path(__file__).with_name("ordered.py")
 
 
 class Crew:
@@ -59,20 +34,52 @@ class Crew:
         """`faults`: by number of the volume, RAIDFS_FAULT of its daemon."""
         self.shop = shop
         self.faults = faults or {}
+        shop.run = Forked(shop).run
         shop.env["RAIDFS_STATE_DIR"] = str(shop.directory / "state")
-        given = {"members": 2, "level": "1", **volume}
-        self.volumes = [shop.volume(**given) for _ in range(count)]
-        for number in range(count):
-            self.mount(number, self.faults.get(number, ""))
+        self._given = {"members": 2, "level": "1", **volume}
+        self.volumes = []
+        for _ in range(count):
+            self.add()
+
+    def add(self):
+        """Another volume, mounted."""
+        self.volumes.append(self.shop.volume(**self._given))
+        number = len(self.volumes) - 1
+        self.mount(number, self.faults.get(number, ""))
 
     def mount(self, number, fault=""):
+        if not fault.startswith("@"):
+            self.arm(number, fault)
+            fault = f"@{self._fault(number)}"
         self.shop.env["RAIDFS_FAULT"] = fault
         self.volumes[number].mount()
         self.shop.env["RAIDFS_FAULT"] = ""
 
+    def _fault(self, number):
+        return self.shop.directory / f"fault{number}"
+
+    def arm(self, number, words):
+        """What goes wrong in that volume's daemon from now on (daemon/fault.py)."""
+        there = self._fault(number)
+        new = there.with_suffix(".new")
+        new.write_text(words)
+        new.rename(there)
+
+    def died(self, number):
+        """Returns when the daemon has killed itself; its mount is cleared away."""
+        volume = self.volumes[number]
+        wait_until(lambda: not volume._daemons(), f"{volume.mountpoint} dies", timeout_s=20)
+        self.arm(number, "")
+        volume.pid = None
+        self.shop.run("umount", "-l", volume.mountpoint, expect=None)
+
     def init(self, *words, expect=0):
+        """All are reached on return."""
         places = [volume.mountpoint for volume in self.volumes]
-        return self.group("init", NAME, *places, *words, expect=expect)
+        done = self.group("init", NAME, *places, *words, expect=expect)
+        if expect == 0:
+            self.settle()
+        return done
 
     def group(self, *words, **options):
         return self.shop.run("raidfs-ctl", "group", *words, **options)
@@ -81,12 +88,16 @@ class Crew:
         """JSON of a command."""
         return json.loads(self.group(*words, "--json", expect=expect).stdout)
 
-    def ask(self, number, request, kind, timeout_s=60):
-        """The answer of that volume's daemon."""
+    def socket(self, number):
+        """The control socket of that volume's daemon."""
         entries = [json.loads(path.read_text()) for path in self.shop.runtime.glob("*.json")]
         place = str(self.volumes[number].mountpoint)
         (found,) = [one["volume_id"] for one in entries if one["mountpoint"] == place]
-        with ControlClient(self.shop.runtime / f"{found}.sock") as client:
+        return self.shop.runtime / f"{found}.sock"
+
+    def ask(self, number, request, kind, timeout_s=60):
+        """The answer of that volume's daemon."""
+        with ControlClient(self.socket(number)) as client:
             return msgspec.json.decode(client.ask(request, timeout_s), type=kind)
 
     def snapshot(self, name, number=0, **options):
@@ -125,60 +136,48 @@ class Crew:
 
     @contextlib.contextmanager
     def writers(self, kinds=KINDS):
-        """Going on inside of the `with`; yields what tells whether they live."""
+        """Going on inside of the `with`; yields what each says in the end, by kind."""
         places = [str(volume.mountpoint) for volume in self.volumes]
-        crowd = []
+        crowd, told = {}, {}
         try:
             for kind in kinds:
-                words = [sys.executable, "-c", WRITER, kind, kind, *places]
-                crowd.append(subprocess.Popen(words, stdout=subprocess.PIPE))
-                assert crowd[-1].stdout.readline() == b"ready\n"
-            yield crowd
-            assert all(one.poll() is None for one in crowd), "a writer ended"
+                words = [sys.executable, str(PROGRAM), kind, *places]
+                crowd[kind] = one = subprocess.Popen(words, stdout=subprocess.PIPE)
+                assert one.stdout.readline() == b"ready\n"
+            yield told
+            assert all(one.poll() is None for one in crowd.values()), "a writer ended"
+            for one in crowd.values():
+                one.terminate()
+            for kind, one in crowd.items():
+                told[kind] = json.loads(one.communicate(timeout=30)[0])
         finally:
-            for one in crowd:
+            for one in crowd.values():
                 one.kill()
                 one.wait()
                 one.stdout.close()
 
     def counts(self, name, kinds=KINDS):
         """By kind of writer: its count in each volume, in a snapshot (or, "", now)."""
-        found = {}
-        for kind in kinds:
-            found[kind] = []
-            for volume in self.volumes:
-                place = volume.mountpoint / ".snapshots" / name if name else volume.mountpoint
-                found[kind].append(_count(place / kind))
-        return found
+        places = [volume.mountpoint for volume in self.volumes]
+        if name:
+            places = [place / ".snapshots" / name for place in places]
+        return counts_in(places, kinds)
 
     def violations(self, names, kinds=KINDS):
-        """What no program could have caused. A count of None: before the writer began."""
+        """What no program could have caused: (name, kind, counts)."""
         wrong = []
         for name in names:
-            for kind, counts in self.counts(name, kinds).items():
-                if not possible(counts):
-                    wrong.append((name, kind, counts))
+            counts = self.counts(name, kinds)
+            wrong += [(name, kind, counts[kind]) for kind in impossible(counts)]
         return wrong
-
-
-def _count(path):
-    if path.is_dir():
-        (name,) = os.listdir(path)
-        return int(name)
-    return int.from_bytes(path.read_bytes(), "little")
-
-
-def possible(counts):
-    """A counts before B, B before C, and C before A goes on: 5 5 5, 6 5 5, 6 6 5, 6 6 6."""
-    return sorted(counts, reverse=True) == counts and counts[0] - counts[-1] <= 1
 
 
 def progress(crew, seconds=0.3):
     """How far the plain writer gets in that time, by the last volume's file."""
     path = crew.volumes[-1].mountpoint / KINDS[0]
-    before = _count(path)
+    before = count_of(path)
     time.sleep(seconds)
-    return _count(path) - before
+    return count_of(path) - before
 
 
 __all__ = [

@@ -7,10 +7,9 @@ from simulated_volume import ROOT, checked, in_simulated_time, mounted, new_memb
 from whole import whole
 from workload import ME
 
-from raidfs.errors import FsError
 from raidfs.fs.moves import ITEM, Moves
-from raidfs.fs.names import MOVES_NAME
 from raidfs.fs.rollback import rollback
+from raidfs.store.hidden import MOVES_INO
 
 MOVE, GROUP = b"m" * 16, b"g" * 16
 
@@ -79,10 +78,9 @@ async def story(volume, is_directory, older, newer, in_root):
     path = "/f" if in_root else "/d/f"
     assert path in then and (not is_directory or f"{path}/file" in then)
     assert before == [await whole(volume, row) for row in kept]
-    assert not any(MOVES_NAME.decode() in each for each in then)
     await moves.remove(MOVE)
     await moves.sweep(lambda: ())
-    assert store.meta.lookup(ROOT, MOVES_NAME) is None
+    assert store.meta.inode(MOVES_INO) is None
     await rollback(volume, "then")
     back = await whole(volume, atimes=False)
     assert back.keys() == then.keys() and back[path] == then[path]
@@ -90,29 +88,3 @@ async def story(volume, is_directory, older, newer, in_root):
         await snapshots.delete([row.name])
     await snapshots.swept()
     assert back.keys() == (await whole(volume)).keys()
-
-
-def test_the_hidden_directory_is_nobodys():
-    members = new_members("5", 3)
-
-    async def body():
-        async with mounted(members) as volume:
-            moves = Moves(volume)
-            moves.make_place(MOVE)
-            await volume.store.snapshots.create("s")
-            assert list(await whole(volume)) == [""]
-            assert list(await whole(volume, volume.store.snapshots.find("s"))) == [""]
-            for call in (
-                lambda: volume.lookup(ROOT, MOVES_NAME),
-                lambda: volume.mkdir(ROOT, MOVES_NAME, 0o700, ME),
-                lambda: volume.rmdir(ROOT, MOVES_NAME),
-                lambda: volume.rename(ROOT, MOVES_NAME, ROOT, b"x"),
-            ):
-                with pytest.raises(FsError):
-                    call()
-            assert moves.place(MOVE) is not None
-            await moves.sweep(lambda: ())
-            assert moves.place(MOVE) is None
-
-    in_simulated_time(body)
-    checked(members)

@@ -4,7 +4,7 @@ import pytest
 import trio
 from simulated_volume import in_simulated_time
 
-from raidfs.fs.door import Door
+from raidfs.fs.door import Door, KeptOut
 from raidfs.lane import Gate
 
 
@@ -111,5 +111,69 @@ def test_one_after_the_other():
             for _ in range(3):
                 nursery.start_soon(exchange)
         assert trio.current_time() >= 3
+
+    in_simulated_time(test)
+
+
+def test_who_waits_is_refused_and_may_wait_again():
+    async def test():
+        gate = Gate()
+        door, told = Door(gate), []
+
+        async def request(name, **how):
+            try:
+                async with door.passing(**how):
+                    told.append(f"{name} in")
+            except KeptOut as error:
+                told.append(f"{name}: {error}")
+
+        async def close():
+            try:
+                async with door.closed():
+                    told.append("closed by another")
+            except KeptOut:
+                told.append("not closed by another")
+
+        async with trio.open_nursery() as nursery:
+            async with door.closed():
+                nursery.start_soon(request, "first")
+                nursery.start_soon(close)
+                await trio.sleep(1)
+                assert told == [] and gate.is_shut
+                door.refuse("no")
+                await trio.sleep(1)
+                assert set(told) == {"first: no", "not closed by another"}
+                assert not gate.is_shut and not door.is_open
+                await request("giving back", refusable=False)
+                assert told.pop() == "giving back in"
+                await door.wait_again()
+                assert gate.is_shut and not door.refusal
+                nursery.start_soon(request, "second")
+                await trio.sleep(1)
+                assert "second in" not in told
+            await trio.sleep(1)
+        assert told[-1] == "second in" and door.is_open and not gate.is_shut
+
+    in_simulated_time(test)
+
+
+def test_barred_until_somebody_closes_it_and_lets_in():
+    async def test():
+        door, told = Door(Gate()), []
+
+        async def request():
+            async with door.passing():
+                told.append("in")
+
+        door.bar()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request)
+            await trio.sleep(1)
+            assert not told
+            async with door.closed():
+                await trio.sleep(1)
+                assert not told
+            await trio.sleep(1)
+            assert told == ["in"]
 
     in_simulated_time(test)

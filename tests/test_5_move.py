@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import msgspec
 import pytest
 from moving import SABOTAGES, Violation, World
 
@@ -71,14 +72,38 @@ def test_refused_and_given_up():
         assert core.handle(m.Dropped()) == [m.Send(m.Withdrawn()), m.Finish(b"", why)]
 
 
+def test_a_persons_word():
+    """On what was given to a volume that is gone, and on what is staged from one."""
+    for event, link in ((m.Believe(), False), (m.TakeBack(), True)):
+        core = m.Source(msgspec.structs.replace(OUT, state="giving", to_name=b"g"), "given")
+        actions = core.handle(event)
+        if link:
+            assert actions == [m.Link()] and core.links and core.is_given
+            assert core.handle(m.Heard(m.Taken(b"f"))) == [], "too late"
+            actions = core.handle(m.Linked(b"f"))
+        assert actions == [m.Drop()] and not core.is_given
+        said, finish = core.handle(m.Dropped())
+        assert said == m.Send(m.Withdrawn() if link else m.Settled())
+        assert finish.name == (b"" if link else b"g") and bool(finish.why) == link
+    assert m.answer_of_source(STAGED) == m.Withdrawn(), "should it come back"
+    assert m.Source(OUT, "offered").handle(m.TakeBack()) == [m.Drop()]
+    assert m.Source(OUT, "offered").handle(m.Believe()) == []
+    target = m.Target(IN, "staged")
+    assert target.handle(m.Believe()) == [m.Link()]
+    assert kinds(target.handle(m.Linked(b"f")) + target.handle(m.Kept())) == ["Keep", "Send"]
+    assert target.handle(m.TakeBack()) == [] and target.handle(m.Believe()) == [m.Drop()]
+    for state in ("begin", "staging", "sealing", "staged"):
+        assert m.Target(IN, state).handle(m.TakeBack()) == [m.Drop()]
+
+
 def test_every_event_has_an_answer_in_every_state():
     said = [
         m.Offered(b"f", (), 1), m.Withdrawn(), m.Given(1, b"f"), m.Staging(), STAGED,
-        m.Refused("no"), m.Taken(b"f"), m.Settled(),
+        m.Refused("no"), m.Taken(b"f"), m.Settled(), m.Unknown(),
     ]  # fmt: skip
     events = [
         *map(m.Heard, said), m.Up(), m.Kept(), m.Dropped(), m.GivenAway(), m.Changed(),
-        m.Cancel(""), m.Content(b"s"), m.Unable("no"), m.Linked(b"f"),
+        m.Cancel(""), m.Content(b"s"), m.Unable("no"), m.Linked(b"f"), m.Believe(), m.TakeBack(),
     ]  # fmt: skip
     for (side, row), table in (((m.Source, OUT), m.SOURCE), ((m.Target, IN), m.TARGET)):
         for state, event in itertools.product(table, events):

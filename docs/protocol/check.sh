@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks marker.pml exhaustively with spin: what has to hold, holds; what is sabotaged, fails.
+# Checks marker.pml and move.pml exhaustively with spin: what has to hold, holds; what is sabotaged,
+# fails.
 #   docs/protocol/check.sh           seconds for each variant
 #   docs/protocol/check.sh --quick   two that hold and two that fail
 #   docs/protocol/check.sh --long    larger ones too: minutes, and up to 6 GiB of memory
@@ -9,11 +10,12 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 bad=0
+model=marker.pml
 
 run() { # run holds|"ASSERTION THAT FAILS" FLAG...
     local expected="$1" found
     shift
-    spin -a "$@" "$here/marker.pml" >spin.out 2>&1 || { cat spin.out >&2; exit 2; }
+    spin -a "$@" "$here/$model" >spin.out 2>&1 || { cat spin.out >&2; exit 2; }
     gcc -w -O1 -DSAFETY -DCOLLAPSE -DMEMLIM=6000 -o pan pan.c
     ./pan -m1000000 -n >pan.out 2>&1 || true
     if grep -q "max search depth too small\|reached -DMEMLIM\|out of memory" pan.out; then
@@ -25,7 +27,7 @@ run() { # run holds|"ASSERTION THAT FAILS" FLAG...
     fi
     local states
     states="$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' pan.out)"
-    echo "${*:-(as it is)}: $states states: ${found:-no verdict}"
+    echo "$model ${*:-(as it is)}: $states states: ${found:-no verdict}"
     if [[ -z "$found" || "$found" != *"$expected"* ]]; then
         echo "  expected: $expected" >&2
         bad=1
@@ -37,6 +39,10 @@ if [[ "${1:-}" == --quick ]]; then
     run holds -DCRASH -DMSGS=0 -DOPS=1
     run "prefix" -DNO_GATE -DMSGS=0 -DOPS=2
     run "shown" -DCRASH -DDECISION_FORGOTTEN -DMSGS=0 -DOPS=1
+    model=move.pml
+    run holds -DCRASH=2
+    run "s_shown" -DCRASH=1 -DNOT_HIDDEN_AGAIN
+    run "places" -DNOT_RECORDED
     exit "$bad"
 fi
 run holds
@@ -48,6 +54,18 @@ run "phase" -DLOSE_MARKER -DMSGS=0 -DOPS=2
 run "cut_sent" -DNO_RECORD -DMSGS=1 -DOPS=1
 run "shown" -DCRASH -DPREPARED_FORGOTTEN -DMSGS=0 -DOPS=1
 run "shown" -DCRASH -DDECISION_FORGOTTEN -DMSGS=0 -DOPS=1
+model=move.pml
+run holds
+run holds -DCRASH=1
+run holds -DCRASH=2
+run "s_shown" -DCRASH=1 -DNOT_HIDDEN_AGAIN
+run "s_shown" -DCRASH=1 -DGIVEN_EARLY
+run "s_shown" -DCRASH=1 -DTAKEN_EARLY
+run "places" -DNOT_RECORDED
+run "places" -DNOT_RECORDED_UNLINKED
+run "places" -DNOT_DELIVERED
+run "places" -DCRASH=1 -DSAID_LATE
+model=marker.pml
 if [[ "${1:-}" == --long ]]; then
     run holds -DSNAPSHOTS=2 -DMSGS=0 -DOPS=2
     run holds -DCRASH -DTIMEOUTS -DMSGS=0 -DOPS=2

@@ -15,7 +15,9 @@ import click
 import msgspec
 
 from raidfs.cli import target
+from raidfs.cli.group_target import status_of
 from raidfs.cli.output import EXIT_ERROR, print_json, sentence, size_text
+from raidfs.daemon import registry
 from raidfs.daemon.control import ControlError
 from raidfs.daemon.group_requests import MoveCheckRequest, MoveProgress, MoveRequest
 from raidfs.errors import RaidfsError, UsageError
@@ -29,6 +31,15 @@ class Where:
     """A path on a mounted volume, by names from its root."""
 
     volume: target.Mounted
+    names: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A directory of a volume of the group, which may be mounted on another host: the volume's name
+    or id, and names from its root."""
+
+    volume: str
     names: tuple[bytes, ...]
 
 
@@ -65,6 +76,14 @@ def locate(path: str) -> Where:
     return Where(target.must_be_mounted(at, "mv"), tuple(names))
 
 
+def elsewhere(path: str) -> Elsewhere | None:
+    """What VOLUME:/DIRECTORY means. None: it is no such thing."""
+    volume, colon, directory = path.partition(":")
+    if not colon or "/" in volume or not directory.startswith("/") or os.path.lexists(path):
+        return None
+    return Elsewhere(volume, tuple(os.fsencode(name) for name in directory.split("/") if name))
+
+
 @click.command("mv")
 @click.argument("paths", metavar="SRC... DST", nargs=-1, required=True)
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done, refusals included.")
@@ -80,7 +99,10 @@ def mv_command(
     snapshot of the group holds it exactly once. Content is copied first, while the source stays as
     it is; if the source is changed meanwhile that begins anew. A file that is open isn't moved, and
     nothing is overwritten. Interrupted (Ctrl-C), it stays where it was. Within one volume it is a
-    rename.
+    rename. A directory moves as one piece, of at most 50000 files; of a larger one move the parts.
+
+    DST can be VOLUME:/DIRECTORY, too, for a volume of the group that is mounted on another host;
+    --dry-run then can't tell what that volume would refuse.
 
     \b
     Exit codes:
@@ -92,15 +114,17 @@ def mv_command(
     Examples:
       raidfs-ctl mv /mnt/orders/2023 /mnt/archive/
       raidfs-ctl mv --dry-run /mnt/a/x /mnt/a/y /mnt/b
+      raidfs-ctl mv /mnt/orders/2023 archive:/years
     """
     if len(paths) < 2:
         raise click.UsageError("name what is to be moved, and where to")
     *sources, to = paths
-    into = os.path.isdir(to)
+    there = elsewhere(to)
+    into = there is not None or os.path.isdir(to)
     if not into and (len(sources) > 1 or to.endswith("/")):
         raise UsageError(f"{to} is no directory", errno.ENOTDIR)
     asked = Asked(dry_run, wait, not quiet and not as_json and os.isatty(2))
-    done = [_one(source, to, into, asked) for source in sources]
+    done = [_one(source, there or to, into, asked) for source in sources]
     if as_json:
         print_json({"moves": done})
     else:
@@ -118,18 +142,25 @@ def _tell(one: Moved) -> None:
         click.echo(f"{one.state} {one.source} -> {one.target} ({figures})")
 
 
-def _one(source: str, to: str, into: bool, asked: Asked) -> Moved:
+def _one(source: str, to: str | Elsewhere, into: bool, asked: Asked) -> Moved:
     name = os.path.basename(source.rstrip("/"))
-    place = os.path.join(to, name) if into else to
+    if isinstance(to, Elsewhere):
+        place = f"{to.volume}:/" + os.fsdecode(b"/".join((*to.names, os.fsencode(name))))
+    else:
+        place = os.path.join(to, name) if into else to
     told = (_printable(source), _printable(place))
     try:
         if not name or name in (".", ".."):
             raise UsageError("the root of a volume can't be moved")
-        here, there = locate(source.rstrip("/")), locate(place)
+        here = locate(source.rstrip("/"))
         os.lstat(source)
+        if isinstance(to, Elsewhere):
+            names = (*to.names, os.fsencode(name))
+            return _moved(here, member(here.volume, to.volume), names, place, told, asked)
+        there = locate(place)
         if here.volume.entry.volume_id == there.volume.entry.volume_id:
             return _renamed(source.rstrip("/"), place, told, asked)
-        return _moved(here, there, place, told, asked)
+        return _moved(here, there.volume.entry.volume_id, there.names, place, told, asked)
     except ControlError as error:
         lost = error.errno in LOST and not asked.dry_run
         if lost:
@@ -148,13 +179,34 @@ def _renamed(source: str, place: str, told: tuple[str, str], asked: Asked) -> Mo
     return Moved(*told, "renamed")
 
 
-def _moved(here: Where, there: Where, place: str, told: tuple[str, str], asked: Asked) -> Moved:
-    if not there.names:
+def member(volume: target.Mounted, called: str) -> str:
+    """The id of the volume of that name in the same group. UsageError."""
+    status = status_of(volume)
+    found = [one for one in status.members if called in (one.name, one.volume)]
+    if not found or found[0].me:
+        names = ", ".join(one.name for one in status.members if not one.me) or "none"
+        raise UsageError(f"{called} is no other volume of the group; these are: {names}")
+    if len(found) > 1:
+        ids = ", ".join(one.volume for one in found)
+        raise UsageError(f"several volumes are called {called}: say which by its id ({ids})")
+    return found[0].volume
+
+
+def _moved(
+    here: Where,
+    there: str,
+    names: tuple[bytes, ...],
+    place: str,
+    told: tuple[str, str],
+    asked: Asked,
+) -> Moved:
+    """`there`: the target's id; `names`: from its root."""
+    if not names:
         raise UsageError("the root of a volume can't be replaced")
-    *above, name = there.names
+    *above, name = names
     request = MoveRequest(
         source=here.names,
-        target=there.volume.entry.volume_id,
+        target=there,
         place=tuple(above),
         name=name,
         wait=asked.wait,
@@ -170,11 +222,12 @@ def _moved(here: Where, there: Where, place: str, told: tuple[str, str], asked: 
     finally:
         if asked.shows_progress:
             click.echo("\r\033[K", nl=False, err=True)
-    if asked.dry_run:
+    mounted = registry.find_volume(there) if asked.dry_run else None
+    if mounted is not None:
         check = MoveCheckRequest(
             place=tuple(above), name=name, size_bytes=last.total, wait=asked.wait
         )
-        with there.volume.client() as client:
+        with target.Mounted(*mounted).client() as client:
             client.ask(check)
     if last.name and last.name != name:
         place = os.path.join(os.path.dirname(place), os.fsdecode(last.name))

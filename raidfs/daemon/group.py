@@ -2,9 +2,10 @@
 
     links (group/link.py) --events--> Process (group/marker.py) --actions--> gate, store, links
 
-What the process says is done in its order, at once: shutting the gate, cutting and queueing the
-markers are one step of the event loop. What is done to the store, and what takes time, is in
-group_parts.py.
+What the process says is done in its order, at once: shutting the gate, sending the markers and
+cutting are one step of the event loop. In that order: with the gate shut nothing changes before the
+cut, and what it costs is no part of the others' gate time. What is done to the store, and what
+takes time, is in group_parts.py.
 
  1. From the cut to the last marker, or to the timer, the gate is shut; nothing that has to be done
     meanwhile needs it open. Answers of the control socket wait, too (`told`).
@@ -16,6 +17,7 @@ group_parts.py.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from collections import deque
@@ -32,7 +34,7 @@ from raidfs.daemon.group_figures import Figures
 from raidfs.daemon.group_parts import Parts
 from raidfs.errors import NoSuchSnapshot, RaidfsError, UsageError
 from raidfs.group import events as e
-from raidfs.group.charter import Charter, CharterTold, LeaveAsked, Member, Spoken
+from raidfs.group.charter import Charter, CharterTold, LeaveAsked, Member, Removal, Spoken
 from raidfs.group.link import Links, PeerState
 from raidfs.group.marker import Process
 from raidfs.group.messages import (
@@ -50,9 +52,11 @@ from raidfs.store.store import Store
 log = logging.getLogger("raidfs.group")
 
 SETTING = "group"  # its name among the volume's settings
+OUT_SETTING = "group-out"  # there is one if others have taken the volume out of its group
 RETRY_S = 2.0
 LEAVE_S = 5.0
 LIMITS = LinkLimits(retry_s_max=1.0)  # a member that is back is soon reached again
+LOCAL_LIMITS = LinkLimits(retry_s_max=0.2)  # on one host to try costs nothing
 SETTLE_S = 2.0  # at an unmount, for what is being made durable
 Listener = Callable[[e.Event], bool]
 
@@ -60,6 +64,10 @@ Listener = Callable[[e.Event], bool]
 def decode_charter(stored: bytes | None) -> Charter | None:
     """The volume's group, as `SETTING` holds it."""
     return None if stored is None else msgspec.json.decode(stored, type=Charter)
+
+
+def _decode_removal(stored: bytes | None) -> Removal | None:
+    return None if stored is None else msgspec.json.decode(stored, type=Removal)
 
 
 class GroupProcess:
@@ -74,12 +82,14 @@ class GroupProcess:
         self.keys = state / "keys"
         self.authority = state / "authority"
         self.charter = decode_charter(store.meta.setting(SETTING))
+        self.out = _decode_removal(store.meta.setting(OUT_SETTING))
         self.trouble = ""  # why it isn't listening
         self.listening: tuple[Address, ...] = ()
         self.figures = Figures()
         self.results: deque[Result] = deque(maxlen=100)
         self.on_message: Callable[[str, object], None] = lambda peer, message: None
         self.on_up: Callable[[str], None] = lambda peer: None
+        self.on_down: Callable[[str], None] = lambda peer: None
         self.parts = Parts(store, self.figures, self.give, self._is_running, self.changed)
         self._runtime = runtime
         self._process: Process | None = None
@@ -118,6 +128,8 @@ class GroupProcess:
     def must_be_in(self) -> Charter:
         """UsageError unless the volume is in a group, and takes part."""
         if self.charter is None:
+            if self.out is not None:
+                raise UsageError(self.out.text(self.store.assembly.label.volume_name))
             raise UsageError(
                 f"volume {self.store.assembly.label.volume_name} is in no group;"
                 " make one: raidfs-ctl group init NAME MOUNTPOINT..."
@@ -127,6 +139,11 @@ class GroupProcess:
         if self._process is None:
             raise RaidfsError(f"the group isn't reached: {self.trouble or 'not yet started'}")
         return self.charter
+
+    @property
+    def is_linked(self) -> bool:
+        """Its process and its links are there."""
+        return self._links is not None
 
     def is_up(self, peer: str) -> bool:
         """There is a session with it, as far as the process has heard."""
@@ -224,33 +241,55 @@ class GroupProcess:
     async def adopt(self, charter: Charter | None) -> None:
         """The group is this from now on, durably; None: there is none. An older one changes
         nothing."""
+        if charter is not None and charter.member(self.me) is None:
+            await self.part(charter.removal())
+            return
         async with self._adopting:
             old = self.charter
-            if charter is not None and charter.member(self.me) is None:
-                charter = None
             if old is not None and charter is not None and not charter.follows(old):
                 return
             if charter is not None and self.obstacle:
                 raise UsageError(self.obstacle)
-            stored = None if charter is None else msgspec.json.encode(charter)
-            await self.store.cut_with(lambda _: self.store.meta.put_setting(SETTING, stored))
-            self.charter = charter
-            if charter is None or old is None or charter.group != old.group:
-                if self._scope is not None:
-                    self._scope.cancel()
-            elif self._links is not None:
-                self.give(e.Membership(charter.roster))
-                self._links.set_peers(self._addresses(charter))
+            await self._become(charter, None)
         self.changed()
+
+    async def part(self, removal: Removal) -> None:
+        """Others have taken this volume out of the group."""
+        async with self._adopting:
+            if self.charter is not None and removal.concerns(self.charter):
+                log.warning("group %s: %s has taken this volume out", removal.name, removal.by)
+                await self._become(None, removal)
+        self.changed()
+
+    async def _become(self, charter: Charter | None, out: Removal | None) -> None:
+        old = self.charter
+        stored = None if charter is None else msgspec.json.encode(charter)
+        stored_out = None if out is None else msgspec.json.encode(out)
+
+        def change(_: int) -> None:
+            self.store.meta.put_setting(SETTING, stored)
+            self.store.meta.put_setting(OUT_SETTING, stored_out)
+
+        await self.store.cut_with(change)
+        self.charter, self.out = charter, out
+        if charter is None or old is None or charter.group != old.group:
+            if self._scope is not None:
+                self._scope.cancel()
+        elif self._links is not None:
+            self.give(e.Membership(charter.roster))
+            self._links.set_peers(self._addresses(charter))
 
     async def change(self, members: tuple[Member, ...], keeper: str = "") -> Charter:
         """By the keeper: another membership. All who are or were members are told."""
-        charter = self.must_be_in()
+        return await self.put(self.must_be_in().changed(members, keeper))
+
+    async def put(self, new: Charter) -> Charter:
+        """By the keeper: its next charter. All who are or were members are told."""
+        charter, members = self.must_be_in(), new.members
         if charter.keeper != self.me:
             raise UsageError(f"only {charter.called(charter.keeper)} changes who is in the group")
-        if self.running():
+        if any(phase != "distributing" for _, phase in self.running()):
             raise RaidfsError("a group snapshot is under way or in doubt; try again in a moment")
-        new = charter.changed(members, keeper)
         others = {each.volume for each in charter.members} - {self.me}
         if new.member(self.me) is None:
             for peer in others:
@@ -272,6 +311,27 @@ class GroupProcess:
             for each in charter.members
             if each.volume != self.me
         }
+
+    def _removal(self, volume: str) -> bytes:
+        """What is said to who isn't a peer here any more."""
+        charter = self.charter
+        if charter is None or charter.member(volume) is not None:
+            return b""
+        return msgspec.msgpack.encode(charter.removal())
+
+    def _removed(self, peer: str, told: bytes) -> None:
+        """A peer has said that: it may not yet know that this volume is in."""
+        try:
+            removal = msgspec.msgpack.decode(told, type=Removal)
+        except msgspec.DecodeError:
+            log.warning("group: what %s said on leaving was not understood", peer)
+            return
+        self._spawn(self.part, removal)
+
+    async def inquire(self, peer: str) -> None:
+        """Of a peer that should connect to this volume and doesn't: is this one still a member?"""
+        if self._links is not None:
+            await self._links.inquire(peer)
 
     def socket(self, volume: str) -> UnixAddress:
         """Where a volume of this host is reached."""
@@ -298,7 +358,9 @@ class GroupProcess:
         assert own is not None
         links = Links(
             group=charter.group, volume=self.me, vocabulary=Spoken,
-            keys=self.keys if own.addresses else None, limits=LIMITS,
+            keys=self.keys if own.addresses else None,
+            limits=LIMITS if own.addresses else LOCAL_LIMITS,
+            parting=self._removal, on_parting=self._removed, on_event=self._heard,
         )  # fmt: skip
         links.set_peers(self._addresses(charter))
         listen = [parse_address(text) for text in own.addresses] or [self.socket(self.me)]
@@ -312,10 +374,12 @@ class GroupProcess:
                     self._links = links
                     self.listening = await self._nursery.start(links.run, listen)
                     self.changed()
-                    async for event in links.events:
-                        self._heard(event)
+                    async for _ in links.events:  # until the links end: all events are told
+                        pass
         finally:
             self.parts.end()
+            for peer in list(self._process.sessions) if self._process else ():
+                self.on_down(peer)
             self._links = self._process = self._nursery = self._scope = None
             self.listening = ()
             self.changed()
@@ -359,6 +423,8 @@ class GroupProcess:
             if self.charter is not None:
                 self.send(event.peer, CharterTold(self.charter))
             self.on_up(event.peer)
+        elif isinstance(event, e.SessionDown):
+            self.on_down(event.peer)
 
     def _told_charter(self, charter: Charter) -> None:
         own = self.charter
@@ -399,7 +465,7 @@ class GroupProcess:
     # -- actions ----------------------------------------------------------------------------------
 
     def _carry_out(self, actions: list[e.Action]) -> None:
-        for action in actions:
+        for action in self._markers_first(actions):
             match action:
                 case e.Cut(plan):
                     self._cut(plan)
@@ -420,6 +486,14 @@ class GroupProcess:
                 case e.Prepare() | e.Decide() | e.Commit() | e.Discard() | e.Forget():
                     if self._nursery is not None:
                         self.parts.do(action, self._nursery)
+
+    def _markers_first(self, actions: list[e.Action]) -> list[e.Action]:
+        """A cut is always the first of them; the gate is shut on return if it can be taken."""
+        if self._closing or not actions or not isinstance(actions[0], e.Cut):
+            return actions
+        self.parts.shut_gate(actions[0].plan.snapshot)
+        markers = list(itertools.takewhile(lambda one: isinstance(one, e.Send), actions[1:]))
+        return [*markers, actions[0], *actions[1 + len(markers) :]]
 
     def _cut(self, plan: Plan) -> None:
         """Or Failed after the other actions."""

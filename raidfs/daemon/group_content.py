@@ -2,11 +2,16 @@
 
 It goes beside the messages of the moves, and no snapshot records it: until all is there it counts
 for nothing, and whatever is lost is asked for again.
+
+ 1. It shares the connection with markers, which wait for the piece before them. So from each peer
+    one piece is asked for at a time, for whatever move, and pieces are as large as a connection
+    carries in `AIM_S` (`Pace`): replies held back for a snapshot wait so much longer, at most.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 from dataclasses import dataclass
@@ -18,13 +23,23 @@ from raidfs.daemon import fault
 from raidfs.daemon.group import GroupProcess
 from raidfs.errors import RaidfsError
 from raidfs.fs.moves import Moves, Stale, Tree
-from raidfs.group.move import LIST_BYTES, ContentAsked, ContentTold, Item, SourceRow
+from raidfs.group.move import (
+    CONTENT_BYTES,
+    LIST_BYTES,
+    ContentAsked,
+    ContentTold,
+    Item,
+    SourceRow,
+)
 
 log = logging.getLogger("raidfs.group")
 
 ANSWER_S = 5.0
 AWAY_S = 0.3
+TREES_ITEMS_MAX = 100_000  # kept of moves under way, beside one
 LIST = -1
+AIM_S = 0.02
+PIECE_BYTES_MIN = 16 << 10
 _items = msgspec.msgpack.Decoder(list[Item])
 
 
@@ -36,6 +51,25 @@ class Progress:
     total: int = 0
 
 
+class Pace:
+    """How much one peer is asked for at once (promise 1). What a piece takes beyond the shortest
+    time of all, which is the way there and back, it takes by its size."""
+
+    def __init__(self) -> None:
+        self.nbytes = 4 * PIECE_BYTES_MIN
+        self.turn = trio.Lock()
+        self._idle_s = math.inf
+
+    def took(self, nbytes: int, seconds: float) -> None:
+        """A piece of that size, from question to answer."""
+        self._idle_s = min(self._idle_s, seconds)
+        carried_s = seconds - self._idle_s
+        if carried_s > AIM_S * 1.5:
+            self.nbytes = max(PIECE_BYTES_MIN, self.nbytes // 2)
+        elif carried_s < AIM_S / 2 and nbytes == self.nbytes:
+            self.nbytes = min(CONTENT_BYTES, self.nbytes * 2)
+
+
 class ContentService:
     """Of one mounted volume."""
 
@@ -45,6 +79,7 @@ class ContentService:
         self._trees: dict[bytes, tuple[Tree, list[int]]] = {}  # and how much comes before each item
         self._awaited: dict[tuple[str, bytes, int, int], list[ContentTold]] = {}
         self._came = trio.Event()
+        self._paces: dict[str, Pace] = {}  # by peer
 
     # -- the target's part ------------------------------------------------------------------------
 
@@ -57,11 +92,19 @@ class ContentService:
 
     async def _ask(self, peer: str, move: bytes, item: int, offset: int) -> ContentTold:
         """The answer, however long the peer is away. Stale: there is none."""
-        key = (peer, move, item, offset)
+        pace = self._paces.setdefault(peer, Pace())
+        async with pace.turn:
+            begun = trio.current_time()
+            told = await self._asked(peer, ContentAsked(move, item, offset, pace.nbytes))
+            pace.took(len(told.data), trio.current_time() - begun)
+            return told
+
+    async def _asked(self, peer: str, asked: ContentAsked) -> ContentTold:
+        key = (peer, asked.move, asked.item, asked.offset)
         answers = self._awaited[key] = []
         try:
             while True:
-                if self.group.send(peer, ContentAsked(move, item, offset)):
+                if self.group.send(peer, asked):
                     with trio.move_on_after(ANSWER_S):
                         while not answers:
                             await self._came.wait()
@@ -120,9 +163,11 @@ class ContentService:
         move, number, offset = asked.move, asked.item, asked.offset
         known = self._trees.get(move)
         if known is None or (number == LIST and offset == 0):
-            tree = self.moves.walk(row.parent, row.source_name, row.ino)
+            tree = await self.moves.look(row.parent, row.source_name, row.ino)
             known = self._trees[move] = (tree, _before(tree))
-            while len(self._trees) > 16:
+            while sum(len(each.items) for each, _ in self._trees.values()) > TREES_ITEMS_MAX:
+                if len(self._trees) == 1:
+                    break
                 self._trees.pop(next(iter(self._trees)))
         tree, before = known
         if number == LIST:
@@ -130,7 +175,7 @@ class ContentService:
             return ContentTold(move, LIST, offset, data, last=last, stamp=tree.stamp)
         if not 0 <= number < len(tree.items):
             raise Stale("there is no such item")
-        content, hole = await self.moves.content(tree.items[number].ino, offset)
+        content, hole = await self.moves.content(tree.items[number].ino, offset, asked.nbytes)
         progress.done = min(progress.total, before[number] + offset + (len(content) or hole))
         return ContentTold(move, number, offset, content, hole, stamp=tree.stamp)
 

@@ -28,6 +28,7 @@ class Figures:
 
     gate: list[int] = field(default_factory=lambda: [0] * (len(GATE_BOUNDS_US) + 1))
     gate_us_max: int = 0
+    gate_us_sum: int = 0
     results: dict[str, int] = field(default_factory=dict)
     channel_bytes: int = 0
     rejected: int = 0
@@ -35,6 +36,7 @@ class Figures:
     def gate_was_shut(self, gate_us: int) -> None:
         self.gate[bisect_left(GATE_BOUNDS_US, gate_us)] += 1
         self.gate_us_max = max(self.gate_us_max, gate_us)
+        self.gate_us_sum += gate_us
 
 
 def obstacle_of(*, lane: bool, writeback: bool, read_only: bool) -> str:

@@ -9,6 +9,8 @@ without waiting; what takes time (rows, content) goes to tasks and answers with 
     `before_commit` waits until the present has it, `_deliver` amends the past. So whoever reads
     `.snapshots`, or goes back, finds one and the same.
  3. A move that was not given leaves its file as it was, whatever happens; what was given arrives.
+ 4. What was given, and not yet taken as far as is known, would be in no part of a snapshot without
+    the target: there is none until that is known, or a person has decided (group_decisions.py).
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from raidfs.daemon import fault
 from raidfs.daemon.control import Handler, Request
 from raidfs.daemon.group import GroupProcess
 from raidfs.daemon.group_content import ContentService, Progress
+from raidfs.daemon.group_giving import Giving
 from raidfs.daemon.group_requests import (
     MoveCheckRequest,
     MoveProgress,
@@ -40,15 +42,13 @@ from raidfs.fs.moves import Moves, Stale, Tree
 from raidfs.fs.volume import Volume
 from raidfs.group import events as e
 from raidfs.group import move as m
-from raidfs.group.messages import Transfer
+from raidfs.group.messages import Plan, Transfer
 from raidfs.group.stable import Move
 from raidfs.store.group_snapshots import MOVE_IN, MOVE_OUT
 from raidfs.store.snapshot_rows import Snapshot
 
 log = logging.getLogger("raidfs.group")
 
-TICK_S = 0.1
-BUSY_S = 5.0  # for who has the file open to close it
 RETRY_S = 0.3
 STALE_MAX = 20
 TELL_S = 0.25
@@ -64,8 +64,8 @@ class One:
     core: m.Source | m.Target
     todo: deque[m.Keep | m.Drop] = field(default_factory=deque)
     is_worked_on: bool = False
-    wants_give: bool = False
-    busy_since: float = 0.0
+    is_giving: bool = False
+    is_unknown: bool = False  # to the other side, although it was given
     scope: trio.CancelScope | None = None
     waits: bool = False  # for room
     progress: Progress = field(default_factory=Progress)
@@ -91,7 +91,9 @@ class GroupMoves:
         self._nursery: trio.Nursery | None = None
         works.on_move = self._heard
         works.on_back = self._up
+        self.giving = Giving(group, works, volume, self.moves)
         group.parts.on_cut.append(self._cut)
+        group.parts.checks.append(self._check_cut)
         group.parts.before_commit = self.before_commit
         volume.store.group_snapshots.deliver = self._deliver
 
@@ -118,6 +120,7 @@ class GroupMoves:
     def _hidden_again(self, move: bytes, row: m.SourceRow) -> bool:
         """Whether it was given, or may have been: then it is hidden on return."""
         if self.moves.item(move) is not None:
+            self.moves.hide_again(move)
             return True
         try:
             tree = self.moves.walk(row.parent, row.source_name, row.ino)
@@ -125,7 +128,7 @@ class GroupMoves:
             return False
         if tree.stamp != row.stamp:
             return False
-        self.moves.hide(move, row.parent, row.source_name)
+        self.moves.hide(move, row.parent, row.source_name, tree)
         return True
 
     def _know(self, one: One) -> One:
@@ -138,11 +141,7 @@ class GroupMoves:
             for one, actions in self._recovered:
                 self._act(one, actions)
             self._spawn(self._sweep)
-            while True:
-                await trio.sleep(TICK_S)
-                for one in list(self.known.values()):
-                    if one.wants_give:
-                        self._try_give(one)
+            await trio.sleep_forever()
 
     def _spawn(self, part: Callable[..., Awaitable[None]], *arguments: object) -> None:
         if self._nursery is not None:
@@ -210,9 +209,12 @@ class GroupMoves:
         to_target = isinstance(payload, m.Offered | m.Withdrawn | m.Given | m.Settled)
         one = self.known.get((MOVE_IN if to_target else MOVE_OUT, message.move))
         if one is not None and one.peer == peer:
-            self._tell(one, m.Heard(payload))
+            one.is_unknown = isinstance(payload, m.Unknown)
+            self.tell(one, m.Heard(payload))
         elif isinstance(payload, m.Offered):
             self._offered(peer, message.move, payload)
+        elif isinstance(payload, m.Given):
+            self._say(peer, message.move, m.Unknown())
         elif not to_target and (answer := m.answer_of_source(payload)) is not None:
             self._say(peer, message.move, answer)
 
@@ -228,7 +230,7 @@ class GroupMoves:
         """Nothing else was sent to it yet: what was given before goes first."""
         for one in list(self.known.values()):
             if one.peer == peer:
-                self._tell(one, m.Up())
+                self.tell(one, m.Up())
 
     def _offered(self, peer: str, move: bytes, offer: m.Offered) -> None:
         try:
@@ -238,7 +240,10 @@ class GroupMoves:
         except RaidfsError as error:
             self._say(peer, move, m.Refused(str(error)[:1000] or os.strerror(error.errno)))
             return
-        row = m.TargetRow("staging", peer, parent, offer.name, offer.size_bytes, waits=offer.waits)
+        row = m.TargetRow(
+            "staging", peer, parent, offer.name, offer.size_bytes, offer.waits,
+            begun_ns=self.store.clock(),
+        )  # fmt: skip
         one = self._know(One(move, peer, m.Target(row)))
         one.progress.total = offer.size_bytes
         self._act(one, one.core.start())
@@ -266,7 +271,7 @@ class GroupMoves:
 
     # -- actions ----------------------------------------------------------------------------------
 
-    def _tell(self, one: One, event: m.Event) -> None:
+    def tell(self, one: One, event: m.Event) -> None:
         self._act(one, one.core.handle(event))
         self.group.changed()
 
@@ -281,8 +286,9 @@ class GroupMoves:
                         one.is_worked_on = True
                         self._spawn(self._work, one)
                 case m.Give():
-                    one.wants_give, one.busy_since = True, trio.current_time()
-                    self._try_give(one)
+                    if not one.is_giving:
+                        one.is_giving = True
+                        self._spawn(self._give, one)
                 case m.Stage():
                     if one.scope is not None:
                         one.scope.cancel()
@@ -312,7 +318,7 @@ class GroupMoves:
                 fault.here(f"move.after-{point}")
                 if point.endswith(("keep-taken", "out-drop")):
                     await self._kernel_told()
-                self._tell(one, m.Dropped() if drops else m.Kept())
+                self.tell(one, m.Dropped() if drops else m.Kept())
         finally:
             one.is_worked_on = False
 
@@ -323,52 +329,18 @@ class GroupMoves:
 
     def _finish(self, one: One, action: m.Finish) -> None:
         one.finished = action
-        one.wants_give = False
         if one.scope is not None:
             one.scope.cancel()
         self.known.pop((one.kind, one.move), None)
         self._spawn(self._sweep)
         self.group.changed()
 
-    # -- the source gives -------------------------------------------------------------------------
-
-    def _try_give(self, one: One) -> None:
-        """Hides and says so, as one step; or it is tried again."""
-        core = one.core
-        if not isinstance(core, m.Source) or core.state != "giving":
-            one.wants_give = False
-            return
-        if not self.group.is_up(one.peer) or not self.volume.door.is_open or self.works.pending():
-            one.busy_since = trio.current_time()
-            return
-        row, begun_ns = core.row, time.perf_counter_ns()
-        with self.store.gate.shut_for():
-            try:
-                tree = self.moves.walk(row.parent, row.source_name, row.ino)
-                if tree.stamp == row.stamp:
-                    if self.moves.is_open(tree):
-                        self._busy(one)
-                        return
-                    fault.here("move.before-give")
-                    self.moves.hide(one.move, row.parent, row.source_name)
-                    fault.here("move.after-give")
-                    event: m.Event = m.GivenAway()
-                else:
-                    event = m.Changed()
-            except Stale as error:
-                event = m.Cancel(str(error))
-            except RaidfsError as error:
-                log.info("move: not yet: %s", error)
-                return
-        gate_us = (time.perf_counter_ns() - begun_ns) // 1000
-        log.info("move of %s: %s in %d us", m.name_text(row.name), m.kind_of(event), gate_us)
-        one.wants_give = False
-        self._tell(one, event)
-
-    def _busy(self, one: One) -> None:
-        if trio.current_time() - one.busy_since > BUSY_S:
-            one.wants_give = False
-            self._tell(one, m.Cancel(f"{m.name_text(one.core.row.name)} is open in some program"))
+    async def _give(self, one: One) -> None:
+        assert isinstance(one.core, m.Source)
+        try:
+            await self.giving.give(one.core, one.move, partial(self.tell, one))
+        finally:
+            one.is_giving = False
 
     # -- the target stages, and links -------------------------------------------------------------
 
@@ -384,7 +356,7 @@ class GroupMoves:
                 event = m.Unable("an error inside raidfs; its log tells more")
         one.scope, one.waits = None, False
         if event is not None:
-            self._tell(one, event)
+            self.tell(one, event)
 
     async def _staged(self, one: One) -> bytes:
         """All of it is here, hidden and durable; the stamp. RaidfsError."""
@@ -422,22 +394,38 @@ class GroupMoves:
         one.waits = False
 
     async def _link(self, one: One) -> None:
-        while isinstance(one.core, m.Target) and one.core.is_owned:
+        while one.core.links:
             try:
                 async with self.volume.door.passing():
                     await self.volume.ready()
-                    if not one.core.is_owned:
+                    if not one.core.links:
                         return
                     row = one.core.row
+                    called = row.name if isinstance(row, m.TargetRow) else row.source_name
+                    if fault.is_set("move.hold-link"):
+                        raise RaidfsError("held back, for a test")
                     fault.here("move.before-link")
-                    name = self.moves.link(one.move, row.parent, row.name)
-                    self._tell(one, m.Linked(name))
+                    name = self.moves.link(one.move, row.parent, called)
+                    self.tell(one, m.Linked(name))
                     fault.here("move.after-link")
             except RaidfsError as error:
                 log.warning("move: not yet: %s", error)
                 await trio.sleep(RETRY_S)
 
     # -- group snapshots --------------------------------------------------------------------------
+
+    def _check_cut(self, plan: Plan) -> None:
+        """Promise 4. RaidfsError."""
+        charter = self.group.must_be_in()
+        for one in self.known.values():
+            out = charter.member(one.peer) is None or one.peer in plan.missing
+            if out and isinstance(one.core, m.Source) and one.core.is_given:
+                raise RaidfsError(
+                    f"{m.name_text(one.core.row.name)!r} was given to {charter.called(one.peer)},"
+                    " which is left out, so it would be in no part: wait for that volume, or"
+                    f" decide where it is: raidfs-ctl group resolve, with id {one.move.hex()}",
+                    errno.EBUSY,
+                )
 
     def _cut(self, snapshot: bytes) -> None:
         """Ours, and without a name at the cut: recorded, as if it came only now."""
@@ -465,7 +453,7 @@ class GroupMoves:
         for move, _, payload in given:
             one = self.known.get((MOVE_IN, move))
             if one is not None:
-                self._tell(one, m.Heard(payload))
+                self.tell(one, m.Heard(payload))
                 await self.group.until(lambda one=one: not one.core.is_owned)  # type: ignore[misc]
             found = self.moves.item_then(row.id, move) if row is not None else None
             if row is None or found is None:
@@ -503,7 +491,7 @@ class GroupMoves:
         self.store.writable()
         if self.works.pending():
             raise RaidfsError("a rollback or deletion of the group is under way", errno.EBUSY)
-        parent, tree = self._chosen(request)
+        parent, tree = await self._chosen(request)
         begun = trio.current_time()
         if request.dry_run:
             yield MoveProgress("would move", 0, tree.size_bytes, len(tree.items), 0.0)
@@ -514,6 +502,7 @@ class GroupMoves:
         row = m.SourceRow(
             "offered", request.target, parent, request.source[-1], tree.items[0].ino,
             request.name, request.place, tree.size_bytes, request.wait,
+            begun_ns=self.store.clock(),
         )  # fmt: skip
         one = self._know(One(os.urandom(16), request.target, m.Source(row)))
         one.progress.total = tree.size_bytes
@@ -527,7 +516,7 @@ class GroupMoves:
                 yield MoveProgress(one.core.state, done, total, len(tree.items), took)
         finally:
             if one.finished is None:
-                self._tell(one, m.Cancel("interrupted"))
+                self.tell(one, m.Cancel("interrupted"))
         if one.finished.why:
             raise RaidfsError(f"not moved: {one.finished.why}")
         took = trio.current_time() - begun
@@ -535,14 +524,14 @@ class GroupMoves:
             "moved", tree.size_bytes, tree.size_bytes, len(tree.items), took, one.finished.name
         )
 
-    def _chosen(self, request: MoveRequest) -> tuple[int, Tree]:
+    async def _chosen(self, request: MoveRequest) -> tuple[int, Tree]:
         """The directory, and what is to be moved out of it. RaidfsError."""
         if not request.source:
             raise UsageError("the root of a volume can't be moved")
         name = request.source[-1]
         try:
             parent = self.moves.find(request.source[:-1])
-            tree = self.moves.walk(parent, name, self.volume.names.lookup(parent, name).ino)
+            tree = await self.moves.look(parent, name, self.volume.names.lookup(parent, name).ino)
         except FsError as error:
             where = os.fsdecode(b"/".join(request.source))
             raise UsageError(f"{where}: {os.strerror(error.errno)}", error.errno) from None

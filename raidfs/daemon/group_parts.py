@@ -2,7 +2,8 @@
 
 The marker process (group.py) says what to do; here it is done to the store.
 
- 1. Shutting the gate and cutting are one step of the event loop.
+ 1. Shutting the gate and cutting are one step of the event loop. In between, markers are sent:
+    nothing can change any more, and the others cut meanwhile.
  2. From its cut until `open_gate`, for each snapshot, the gate is shut; it is counted, so several
     may have it shut at once.
  3. What takes time is done by one task per snapshot, in the order that it was said in, and
@@ -60,6 +61,7 @@ class Parts:
         self.store = store
         self.figures = figures
         self.gates = 0  # how many snapshots have the gate shut
+        self.checks: list[Callable[[Plan], None]] = []  # RaidfsError: there is to be no cut
         self.on_cut: list[Callable[[bytes], None]] = []
         self.before_commit: Callable[[bytes], Awaitable[None]] | None = None
         self.looks: set[bytes] = set()  # snapshots of ours that are only to be looked at
@@ -97,15 +99,20 @@ class Parts:
 
     # -- at once ----------------------------------------------------------------------------------
 
-    def cut(self, plan: Plan) -> None:
-        """Promise 1. RaidfsError: there is no cut, but the gate is shut all the same."""
-        fault.here("group.before-cut")
-        part = self._part(plan.snapshot)
+    def shut_gate(self, snapshot: bytes) -> None:
+        """Until `open_gate`."""
         if not fault.is_set("group.no-gate"):
+            part = self._part(snapshot)
             part.begun_ns = time.perf_counter_ns()
             self.gates += 1
             self.store.gate.shut()
+
+    def cut(self, plan: Plan) -> None:
+        """Promise 1, after `shut_gate`. RaidfsError: there is no cut."""
+        fault.here("group.before-cut")
         try:
+            for check in self.checks:
+                check(plan)
             self.store.group_snapshots.cut(plan.snapshot, plan.name, plan.created_ns)
         finally:
             for told in self.on_cut:

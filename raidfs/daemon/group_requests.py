@@ -42,14 +42,31 @@ class GroupInviteRequest(Request, frozen=True, tag="group-invite"):
 
 
 class GroupJoinRequest(Request, frozen=True, tag="group-join"):
-    """By a token. Answered with the Charter."""
+    """By a token. `renew`: it is in the group, and only its certificate is to be a new one.
+    Answered with the Charter."""
 
     token: str = ""
     listen: str = ""
+    renew: bool = False
 
 
 class GroupLeaveRequest(Request, frozen=True, tag="group-leave"):
-    """`force`: without asking anybody."""
+    """`force`: without asking anybody. Answered with a GroupLeft."""
+
+    force: bool = False
+
+
+class GroupExpelRequest(Request, frozen=True, kw_only=True, tag="group-expel"):
+    """To the keeper: a volume (id or name) is a member no more. `force`: although it is reached.
+    Answered with the Charter."""
+
+    volume: str
+    force: bool = False
+
+
+class GroupTakeOverRequest(Request, frozen=True, tag="group-take-over"):
+    """To who is to be the keeper, since the keeper is gone for good. `force`: without a majority of
+    all members. Answered with the Charter."""
 
     force: bool = False
 
@@ -63,9 +80,11 @@ class GroupSnapshotRequest(Request, frozen=True, tag="group-snapshot"):
 
 
 class GroupListRequest(Request, frozen=True, tag="group-list"):
-    """Answered with a GroupListed. `name`: that one only."""
+    """Answered with a GroupListed. `name`: that one only. `everywhere`: others are asked what they
+    have."""
 
     name: str = ""
+    everywhere: bool = False
 
 
 class GroupWorkRequest(Request, frozen=True, tag="group-work"):
@@ -129,7 +148,9 @@ class GroupCheckRequest(Request, frozen=True, tag="group-check"):
 
 
 class PeerTold(msgspec.Struct, frozen=True):
-    """A member. `why`: it can't be reached, if it isn't `up`."""
+    """A member. `why` it can't be reached, if it isn't `up`, and since when. `certificate_ends_s`:
+    the time (of the epoch of 1970) after which it can't be reached; None: it has none, or that is
+    not known here."""
 
     volume: str
     name: str
@@ -137,6 +158,15 @@ class PeerTold(msgspec.Struct, frozen=True):
     up: bool
     why: str
     me: bool
+    away_since_ns: int = 0
+    certificate_ends_s: int | None = None
+
+
+class GroupLeft(msgspec.Struct, frozen=True):
+    """`notes`: what is to be known of it, as sentences."""
+
+    group: str
+    notes: list[str]
 
 
 class RunningTold(msgspec.Struct, frozen=True):
@@ -149,16 +179,33 @@ class RunningTold(msgspec.Struct, frozen=True):
     phase: str
 
 
+class MoveTold(msgspec.Struct, frozen=True):
+    """A move that is under way here. `way`: "to" or "from" `peer`; `state`: as in group/move.py;
+    `up`: the other side can be reached."""
+
+    id: str
+    name: str
+    way: str
+    peer: str
+    state: str
+    begun_ns: int
+    size_bytes: int
+    up: bool
+
+
 class GateFigures(msgspec.Struct, frozen=True):
-    """So many gates (`counts`) were shut for at most so long (`bounds_us`); the last for longer."""
+    """So many gates (`counts`) were shut for at most so long (`bounds_us`); the last for longer.
+    `sum_us`: all together."""
 
     bounds_us: tuple[int, ...]
     counts: tuple[int, ...]
     max_us: int
+    sum_us: int = 0
 
 
 class GroupStatus(msgspec.Struct, frozen=True):
-    """`group` is empty where there is none. `obstacle`, `trouble`: why this volume is not in it."""
+    """`group` is empty where there is none. `obstacle`, `trouble`: why this volume is not in it;
+    `out`: it was taken out of it. `authority_ends_s`: as of certificates."""
 
     volume: str
     volume_id: str
@@ -177,6 +224,10 @@ class GroupStatus(msgspec.Struct, frozen=True):
     results: dict[str, int]
     channel_bytes: int
     snapshots: int
+    moves: list[MoveTold] = []
+    out: str = ""
+    authority_ends_s: int | None = None
+    certificate_trouble: str = ""
 
 
 class VolumeTaken(msgspec.Struct, frozen=True):
@@ -202,8 +253,20 @@ class GroupTaken(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class GroupPartTold(msgspec.Struct, frozen=True):
+    """A volume's part. `state`: "here", "pending" (it will appear there), "LACKING" (it took part,
+    and has none), "away" (not known), "left out", "left the group"."""
+
+    volume: str
+    name: str
+    state: str
+    epoch: int
+
+
 class GroupSnapshotTold(msgspec.Struct, frozen=True):
-    """A committed one, as this volume has it. `here`: False if the volume isn't a part of it."""
+    """A committed one, as this volume has it. Of those below only if others were asked: `state` is
+    "complete", "INCOMPLETE" or "unknown" (of some member); `epoch` 0: it isn't in this volume;
+    `holds`: of all."""
 
     id: str
     name: str
@@ -211,6 +274,8 @@ class GroupSnapshotTold(msgspec.Struct, frozen=True):
     epoch: int
     holds: tuple[str, ...]
     path: str
+    state: str = ""
+    parts: tuple[GroupPartTold, ...] = ()
 
 
 class GroupListed(msgspec.Struct, frozen=True):

@@ -1,24 +1,22 @@
-"""What all volumes of a group do together without a cut: delete a group snapshot, or go back to it.
+"""What all volumes of a group do together without a cut, carried out: deleting a group snapshot,
+and going back to one.
 
-   coordinator: Intend -> all Agreed -> verdict durable -> Verdict -> all WorkDone -> Release
-   each:        checks, intent durable, Agreed -> Verdict: does it, or forgets it -> WorkDone
+What is to be done, and when, is said by the works (group/work.py). Here it is done: users are kept
+out by the door (fs/door.py), promises and verdicts are rows of table kept.
 
-1. It is done in all volumes or in none: an agreement is durable before it is said, and so is the
-   verdict. Who agreed and doesn't know the verdict asks, after a crash as well; a coordinator that
-   knows nothing has given none.
-2. The work and the end of the intent are one transaction: it is done once.
-3. For a rollback users are kept out everywhere before anything is changed anywhere, and until all
-   is done, so nobody sees one volume as it was beside another as it had become; but no longer than
-   `HOLD_S` beyond a volume's own part.
+1. The work and the end of the promise are one transaction.
+2. A volume that was in doubt when its daemon ended lets nobody in, from its mount on.
+3. Who is refused is refused by all: nothing that a thread of the lane, or the kernel, could answer
+   from is in memory then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -26,65 +24,45 @@ import trio
 
 from raidfs.daemon import fault
 from raidfs.daemon.group import GroupProcess
-from raidfs.errors import NoSuchSnapshot, RaidfsError, SnapshotHeld
+from raidfs.errors import NoSuchSnapshot, RaidfsError, SnapshotHeld, UsageError
 from raidfs.fs.rollback import rollback
 from raidfs.fs.volume import Volume
-from raidfs.group.charter import (
-    Agreed,
-    Intend,
-    Objected,
-    Release,
-    StateAsked,
-    StateTold,
-    Verdict,
-    Work,
-    WorkAsked,
-    WorkDone,
-)
+from raidfs.group import work_events as e
+from raidfs.group.charter import Charter, StateAsked, StateTold, Work, Working
 from raidfs.group.messages import Transfer
 from raidfs.group.move import ContentAsked, ContentTold
+from raidfs.group.work import Works
+from raidfs.group.work_events import WorkLimits
 from raidfs.store.snapshot_rows import Snapshot
 
 log = logging.getLogger("raidfs.group")
 
-INTENT, VERDICT = "intent", "verdict"
 DOOR_S = 5.0  # for requests under way to end
-VOTE_S = 15.0
-HOLD_S = 10.0
-DONE_S = 120.0
 
 
-@dataclass(slots=True)
-class _Votes:
-    """What the coordinator has heard. `undone`: who has still to do it, once it is decided."""
+class _Hold:
+    """Users are kept out for a work as long as `scope` isn't cancelled; meanwhile it is done, or
+    users are refused, as is said by `words`."""
 
-    work: Work
-    agreed: set[str] = field(default_factory=set)
-    objection: str = ""
-    undone: set[str] | None = None
-
-
-@dataclass(slots=True)
-class _Intent:
-    """What was agreed to here."""
-
-    work: Work
-    verdict: bool | None = None
-    is_done: bool = False
-    released: bool = False
-    waited_for: bool = False  # by a task that acts on the verdict
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        words = trio.open_memory_channel[e.Do | e.Refuse](math.inf)
+        self.words: trio.MemorySendChannel[e.Do | e.Refuse] = words[0]
+        self.heard: trio.MemoryReceiveChannel[e.Do | e.Refuse] = words[1]
 
 
 class GroupWorks:
     """Of one mounted volume."""
 
     def __init__(self, group: GroupProcess, volume: Volume) -> None:
+        """Promise 2: before anybody can ask for anything."""
         self.group = group
         self.volume = volume
         self.store = volume.store
         self.me = group.me
-        self._intents: dict[bytes, _Intent] = {}
-        self._votes: dict[bytes, _Votes] = {}
+        self._holds: dict[bytes, _Hold] = {}
+        self._asked: dict[bytes, e.Finished | None] = {}
+        self._rejected: dict[bytes, str] = {}
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.on_state: Callable[[str, StateAsked | StateTold], None] = lambda peer, message: None
@@ -92,38 +70,54 @@ class GroupWorks:
         self.on_back: Callable[[str], None] = lambda peer: None
         group.on_message = self._heard
         group.on_up = self._up
+        group.on_down = self._down
+        limits = WorkLimits(hold=fault.value("group.hold-ms") or WorkLimits().hold)
+        self._works, self._begin = Works.recover(self.me, self._kept(), limits)
+        if any(work.verb == "rollback" for work in self._works.promised()):
+            volume.door.bar()
+
+    def _kept(self) -> list[tuple[e.KeptKind, Work]]:
+        """What was left by an earlier mount. One that can't change anything has nothing to do."""
+        try:
+            self.store.writable()
+        except RaidfsError:
+            return []
+        found: list[tuple[e.KeptKind, Work]] = []
+        for _, kind, value in self.store.meta.kept():
+            if kind in (e.INTENT, e.VERDICT):
+                of: e.KeptKind = e.INTENT if kind == e.INTENT else e.VERDICT
+                found.append((of, msgspec.msgpack.decode(value, type=Work)))
+        return found
+
+    # -- telling ----------------------------------------------------------------------------------
 
     def pending(self) -> list[Work]:
         """Not yet done everywhere, or in doubt."""
-        works = {one.work.work: one.work for one in self._intents.values()}
-        works |= {one.work.work: one.work for one in self._votes.values()}
-        return list(works.values())
+        return self._works.pending()
 
-    async def run(self) -> None:
-        """Until cancelled; first takes up what a crash left."""
-        async with trio.open_nursery() as self._nursery:
-            kept = self.store.meta.kept()
-            intended = {number for number, kind, _ in kept if kind == INTENT}
-            works = [
-                (kind, msgspec.msgpack.decode(value, type=Work))
-                for _, kind, value in kept
-                if kind in (INTENT, VERDICT)
-            ]
-            for kind, work in works:
-                if kind == VERDICT:
-                    self._votes[work.work] = _Votes(work, undone=set(work.members))
-                    if work.work not in intended:  # it was done here
-                        self._done(self.me, work.work)
-            for kind, work in works:
-                if kind == INTENT:
-                    self._spawn(self._take_part, work, True)
-            await trio.sleep_forever()
+    def told(self) -> list[str]:
+        """The same for people, with ids."""
+        return [
+            f"{work.verb} of {work.name}: {self._called(self._works.phase(work.work))}"
+            f" (id {work.work.hex()})"
+            for work in self.pending()
+        ]
 
-    def _spawn(self, part: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        if self._nursery is not None:
-            self._nursery.start_soon(part, *arguments)
+    def promised(self) -> list[str]:
+        """What others rely on: agreements, and verdicts that not all may have heard of."""
+        return [f"{work.verb} of {work.name} (id {work.work.hex()})" for work in self._works.owed()]
 
-    # -- the coordinator --------------------------------------------------------------------------
+    def knows(self, number: bytes) -> bool:
+        return any(work.work == number for work in self.pending())
+
+    def _called(self, text: str) -> str:
+        """Ids of volumes are for programs."""
+        charter = self.group.charter
+        for member in charter.members if charter else ():
+            text = text.replace(member.volume, member.name)
+        return text
+
+    # -- who asks ---------------------------------------------------------------------------------
 
     async def carry(
         self,
@@ -146,22 +140,27 @@ class GroupWorks:
                 os.urandom(16), verb, row.group_id, name, self.me, charter.roster.members,
                 keep, delete_newer,
             )  # fmt: skip
-            votes = self._votes[work.work] = _Votes(work)
-            try:
-                await self._decide(votes)
-            except BaseException:
-                if votes.undone is None:
-                    del self._votes[work.work]
-                    self._tell(work, Verdict(work.work, False))
-                raise
-            fault.here("group.after-verdict")
-            self._tell(work, Verdict(work.work, True))
-            with trio.move_on_after(DONE_S):
-                await self.group.until(lambda: not votes.undone or bool(self.group.away()))
-                with trio.move_on_after(HOLD_S):
-                    await self.group.until(lambda: not votes.undone)
-            self._tell(work, Release(work.work))
-            return work, set(votes.undone or ())
+            result = await self._result(work)
+            if result.why:
+                doubt = self.knows(work.work)
+                what = "" if doubt else "nothing was done in any volume: "
+                raise RaidfsError(what + self._called(result.why))
+            return work, set(result.undone)
+
+    async def _result(self, work: Work) -> e.Finished:
+        number = work.work
+        self._asked[number] = None
+        try:
+            self._give(e.Start(work))
+            await self.group.until(lambda: self._asked[number] is not None)
+            result = self._asked[number]
+            assert result is not None
+            return result
+        except trio.Cancelled:
+            self._give(e.Cancel(number))
+            raise
+        finally:
+            del self._asked[number]
 
     def find(self, name: str) -> Snapshot:
         """NoSuchSnapshot."""
@@ -170,149 +169,135 @@ class GroupWorks:
             raise NoSuchSnapshot(f"{name!r} is a snapshot of this volume alone, not of the group")
         return row
 
-    async def _decide(self, votes: _Votes) -> None:
-        """All agreed and that is durable, or RaidfsError."""
-        work = votes.work
-        self._tell(work, Intend(work))
+    async def resolve(self, number: bytes, go: bool) -> bool:
+        """A person's word on a work in doubt, or of which a volume is gone; False: it isn't known.
+        UsageError: it is neither."""
+        if not self.knows(number):
+            return False
+        self._give(e.Resolve(number, go))
+        if why := self._rejected.pop(number, ""):
+            raise UsageError(self._called(why))
+        return True
 
-        def voted() -> bool:
-            if not votes.objection and (away := self.group.away()):
-                votes.objection = f"{', '.join(away.values())}"
-            return bool(votes.objection) or votes.agreed == set(work.members)
-
-        with trio.move_on_after(VOTE_S):
-            await self.group.until(voted)
-        if votes.objection or votes.agreed != set(work.members):
-            slow = ", ".join(sorted(set(work.members) - votes.agreed))
-            why = votes.objection or f"no answer from {slow}"
-            raise RaidfsError(f"nothing was done in any volume: {why}")
-        fault.here("group.before-verdict")
-        encoded = msgspec.msgpack.encode(work)
-        votes.undone = set(work.members)  # from here on it may be durable
-        await self.store.group_snapshots.keep(work.work, VERDICT, encoded)
-
-    def _tell(self, work: Work, message: object) -> None:
-        for member in work.members:
-            self.group.send(member, message)
-
-    # -- what is heard ----------------------------------------------------------------------------
+    # -- events -----------------------------------------------------------------------------------
 
     def _heard(self, peer: str, message: object) -> None:
         match message:
-            case Intend(work):
-                if work.coordinator == peer and work.work not in self._intents:
-                    self._spawn(self._take_part, work, False)
-            case Agreed(number):
-                if number in self._votes:
-                    self._votes[number].agreed.add(peer)
-            case Objected(number, reason):
-                if number in self._votes:
-                    charter = self.group.charter
-                    called = charter.called(peer) if charter else peer
-                    self._votes[number].objection = f"{called}: {reason}"
-            case Verdict(number, go):
-                self._verdict(peer, number, go)
-            case WorkDone(number):
-                self._done(peer, number)
-            case Release(number):
-                if number in self._intents:
-                    self._intents[number].released = True
             case StateAsked() | StateTold():
                 self.on_state(peer, message)
             case Transfer() | ContentAsked() | ContentTold():
                 self.on_move(peer, message)
-            case WorkAsked(number):
-                votes = self._votes.get(number)
-                if votes is None or votes.undone is not None:
-                    self.group.send(peer, Verdict(number, votes is not None))
+            case _ if isinstance(message, Working):
+                self._give(e.Heard(peer, message))
         self.group.changed()
 
     def _up(self, peer: str) -> None:
-        """A peer is back: what it has to know, or may know."""
         self.on_back(peer)
-        for number, votes in self._votes.items():
-            if votes.undone and peer in votes.undone:
-                self.group.send(peer, Verdict(number, True))
-        for number, intent in self._intents.items():
-            if intent.work.coordinator == peer:
-                self.group.send(peer, WorkAsked(number))
+        self._give(e.Up(peer))
 
-    def _verdict(self, peer: str, number: bytes, go: bool) -> None:
-        intent = self._intents.get(number)
-        if intent is None or intent.is_done:
-            if go:  # done before, and the answer may have been lost
-                self.group.send(peer, WorkDone(number))
-            return
-        if intent.work.coordinator == peer and intent.verdict is None:
-            intent.verdict = go
-            if not intent.waited_for:
-                self._spawn(self._act_late, intent)
+    def _down(self, peer: str) -> None:
+        self._give(e.Down(peer))
 
-    def _done(self, peer: str, number: bytes) -> None:
-        votes = self._votes.get(number)
-        if votes is None or votes.undone is None:
-            return
-        votes.undone.discard(peer)
-        if not votes.undone:
-            self._tell(votes.work, Release(number))
-            del self._votes[number]
-            self._spawn(self._forget, number, VERDICT)
+    def _give(self, event: e.Event) -> None:
+        """Tells the works, and does what they say."""
+        self._carry_out(self._works.handle(event))
+        self.group.changed()
 
-    async def _forget(self, number: bytes, kind: str) -> None:
+    # -- actions ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled; first takes up what a crash left."""
+        async with trio.open_nursery() as self._nursery:
+            self._carry_out(self._begin)
+            while True:
+                charter = self.group.charter
+                if charter is not None:
+                    self._give(e.Membership(frozenset(charter.roster.members)))
+                await self._another(charter)
+
+    async def _another(self, charter: Charter | None) -> None:
+        """Returns when the group's charter isn't this one any more."""
+        await self.group.until(lambda: self.group.charter is not charter)
+
+    def _spawn(self, part: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(part, *arguments)
+
+    def _carry_out(self, actions: list[e.Action]) -> None:
+        for action in actions:
+            match action:
+                case e.Send(peer, message):
+                    self.group.send(peer, message)
+                case e.Prepare(work, again):
+                    hold = self._holds[work.work] = _Hold()
+                    self._spawn(self._keep_out, work, hold, again)
+                case e.Free(number):
+                    if number in self._holds:
+                        self._holds.pop(number).scope.cancel()
+                case e.Do() | e.Refuse():
+                    log.warning("group %s", _sentence(action))
+                    self._holds[action.work.work].words.send_nowait(action)
+                case e.Keep(work, kind):
+                    self._spawn(self._keep, work, kind)
+                case e.Drop(number, kind):
+                    self._spawn(self._drop, number, kind)
+                case e.StartTimer(event, delay_ms):
+                    self._spawn(self._timer, event, delay_ms)
+                case e.Finished(number):
+                    if number in self._asked:
+                        self._asked[number] = action
+                case e.Rejected(number, why):
+                    self._rejected[number] = why
+
+    async def _timer(self, event: e.Timeout, delay_ms: int) -> None:
+        await trio.sleep(delay_ms / 1000)
+        self._give(event)
+
+    async def _keep(self, work: Work, kind: e.KeptKind) -> None:
+        event: e.Event = e.Kept(work.work, kind)
+        try:
+            fault.here(f"group.before-{kind}")
+            encoded = msgspec.msgpack.encode(work)
+            await self.store.group_snapshots.keep(work.work, kind, encoded)
+            fault.here(f"group.after-{kind}")
+        except RaidfsError as error:
+            event = e.Failed(work.work, str(error))
+        self._give(event)
+
+    async def _drop(self, number: bytes, kind: e.KeptKind) -> None:
+        """If it can't be, the volume has failed, and another mount tries it."""
         with contextlib.suppress(RaidfsError):
             await self.store.group_snapshots.keep(number, kind, None)
+            self._give(e.Dropped(number, kind))
 
-    # -- one volume's part ------------------------------------------------------------------------
-
-    async def _take_part(self, work: Work, again: bool) -> None:
-        """`again`: it was agreed to before the daemon was restarted."""
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                if work.verb == "rollback":
-                    with trio.fail_after(DOOR_S):
-                        await stack.enter_async_context(self.volume.door.closed())
-                if not again:
-                    await self._check(work)
-                    encoded = msgspec.msgpack.encode(work)
-                    await self.store.group_snapshots.keep(work.work, INTENT, encoded)
-                    fault.here("group.after-intent")
-                intent = self._intents[work.work] = _Intent(work, waited_for=True)
-                self.store.group_snapshots.bound.add(work.snapshot)
-                self.group.send(
-                    work.coordinator, WorkAsked(work.work) if again else Agreed(work.work)
-                )
-                with trio.move_on_after(HOLD_S):
-                    await self.group.until(lambda: intent.verdict is not None)
-                intent.waited_for = False
-                if intent.verdict is None:
-                    return  # users go on; it is acted on when it is told
-                await self._act(intent, behind_door=True)
-                if intent.verdict:
-                    if work.verb == "rollback":
-                        with trio.move_on_after(HOLD_S):
-                            await self.group.until(lambda: intent.released)
-                    self._intents.pop(work.work, None)
-        except trio.TooSlowError:
-            self._object(work, "requests under way don't come to an end", again)
-        except RaidfsError as error:
-            self._object(work, str(error), again)
-
-    def _object(self, work: Work, reason: str, again: bool) -> None:
-        log.warning("group %s of %s: %s", work.verb, work.name, reason)
-        if work.work in self._intents:
-            self._intents[work.work].waited_for = False
-        elif again:
-            self._intents[work.work] = _Intent(work)
-        else:
-            self.group.send(work.coordinator, Objected(work.work, reason[:1000]))
+    async def _keep_out(self, work: Work, hold: _Hold, again: bool) -> None:
+        """Until Free."""
+        with hold.scope:
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    with trio.fail_after(math.inf if again else DOOR_S):
+                        if work.verb == "rollback":
+                            await stack.enter_async_context(self.volume.door.closed())
+                    if not again:
+                        await self._check(work)
+                    stack.callback(self.store.group_snapshots.bound.discard, work.snapshot)
+                    self.store.group_snapshots.bound.add(work.snapshot)
+                    if not again:
+                        self._give(e.Prepared(work.work))
+                    async for word in hold.heard:
+                        await self._obey(word)
+            except trio.TooSlowError:
+                self._give(e.Failed(work.work, "requests under way don't come to an end"))
+            except RaidfsError as error:
+                self._give(e.Failed(work.work, str(error)))
 
     async def _check(self, work: Work) -> None:
         """RaidfsError: it can't be done here."""
         row = self.store.group_snapshots.visible().get(work.snapshot)
         if row is None:
+            if work.verb == "delete":
+                return  # as it is to be: an incomplete one is swept up
             raise NoSuchSnapshot(f"there is no part of group snapshot {work.name!r}")
-        if self._intents:
-            raise RaidfsError("another deletion or rollback of the group is under way")
         if work.verb == "rollback":
             await rollback(
                 self.volume, row.name, keep=work.keep or None, delete_newer=work.delete_newer,
@@ -321,34 +306,39 @@ class GroupWorks:
         elif row.holds:
             raise SnapshotHeld(f"snapshot {row.name!r} is held ({', '.join(row.holds)})")
 
-    async def _act_late(self, intent: _Intent) -> None:
+    async def _obey(self, word: e.Do | e.Refuse) -> None:
+        """With users kept out."""
+        work = word.work
         try:
-            await self._act(intent, behind_door=False)
-        except RaidfsError as error:
-            log.error("group %s of %s: %s", intent.work.verb, intent.work.name, error)
-
-    async def _act(self, intent: _Intent, *, behind_door: bool) -> None:
-        """Promise 2."""
-        work = intent.work
-        if not intent.verdict:
-            await self.store.group_snapshots.keep(work.work, INTENT, None)
-        else:
+            if isinstance(word, e.Refuse):
+                if work.verb == "rollback":
+                    await self._refuse(word.why)
+                return
+            if work.verb == "rollback":
+                await self.volume.door.wait_again()
             fault.here("group.before-work")
-            await self._work(work, behind_door)
+            await self._work(work)
             fault.here("group.after-work")
-            intent.is_done = True
-        self.store.group_snapshots.bound.discard(work.snapshot)
-        if not behind_door or not intent.verdict:
-            self._intents.pop(work.work, None)
-        if intent.verdict:
-            self.group.send(work.coordinator, WorkDone(work.work))
-        self.group.changed()
+        except RaidfsError as error:
+            log.error("group %s of %s: %s", work.verb, work.name, error)
+            if isinstance(word, e.Do):
+                self._give(e.Failed(work.work, str(error)))
+        else:
+            self._give(e.Ended(work.work))
 
-    async def _work(self, work: Work, behind_door: bool) -> None:
+    async def _refuse(self, why: str) -> None:
+        """Promise 3."""
+        if not self.volume.door.refusal:
+            await self.store.commit()
+            self.volume.reread()
+            self.volume.door.refuse(f"a rollback of the group is in doubt here: {why}")
+
+    async def _work(self, work: Work) -> None:
+        """Promise 1."""
         row = self.store.group_snapshots.visible().get(work.snapshot)
 
         def end(_: int) -> None:
-            self.store.meta.keep(work.work, INTENT, None)
+            self.store.meta.keep(work.work, e.INTENT, None)
 
         def delete(epoch: int) -> None:
             end(epoch)
@@ -363,5 +353,16 @@ class GroupWorks:
             keep = f"{keep}-{work.work.hex()[:8]}"
         await rollback(
             self.volume, row.name, keep=keep or None, delete_newer=work.delete_newer,
-            door=contextlib.nullcontext() if behind_door else None, also=end,
+            door=contextlib.nullcontext(), also=end,
         )  # fmt: skip
+
+
+def _sentence(action: e.Do | e.Refuse) -> str:
+    work = action.work
+    what = f"{work.verb} of {work.name} (id {work.work.hex()})"
+    if isinstance(action, e.Do):
+        return f"{what}: it is done now"
+    return (
+        f"{what}: users are refused, since {action.why}; see raidfs-ctl group status, and if a"
+        " volume is gone for good, group resolve"
+    )

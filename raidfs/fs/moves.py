@@ -1,14 +1,16 @@
 """Where files are that come from another volume, or have gone there: hidden, in the present.
 
-    /.raidfs-moves/NUMBER/item      of a move, by its number in hex
+    MOVES_INO / NUMBER / item      of a move, by its number in hex
 
 At the target it is built from what the source has listed, and then gets its name by a rename; at
 the source it is put there by a rename, and removed when the target has it. Directories and files
-in it are like others to all but names.py, which shows them to nobody.
+in it are like others, but no name leads there from the root (store/hidden.py).
 
  1. `hide` and `link` are plain functions: a cut has all of one, or nothing.
  2. What is hidden under a number that nobody knows any more is removed by `sweep`.
  3. A stamp is equal only for what is the same: names, inodes, and when they were changed last.
+ 4. What was hidden by `hide` can't be opened or changed by who had its name before: that is ESTALE,
+    and so the kernel, which may have the name cached, looks for it anew (watch.py).
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Generator
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from ..errors import FsError, RaidfsError, UsageError
 from ..group.move import CONTENT_BYTES, ContentTold, Item
-from ..store.meta import ROOT_INO
+from ..store.hidden import MOVES_INO
+from ..store.meta import ROOT_INO, InodeRow
 from ..store.past import FIRST_VIEW, as_view, within
 from .attributes import Caller, Changes, check_name
-from .names import MOVES_NAME
 from .views import is_snapshots
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..store.meta import Dirent
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from .volume import Volume
 
 ITEM = b"item"
-ITEMS_MAX = 5000  # looked at in one go before they are given
+ITEMS_MAX = 50_000  # of one move: both sides have the list in memory
+ITEMS_PER_TURN = 200  # looked at, then others get the event loop
 ENTRIES_AT_ONCE = 1000
 DURABLE_BYTES = 16 << 20  # of what is fetched, at most so much is fetched again after a crash
 _ROOT = Caller(0, 0)
@@ -48,11 +53,13 @@ class Stale(RaidfsError):
 
 
 class Tree(msgspec.Struct, frozen=True):
-    """What is to be moved. `size_bytes`: of all content."""
+    """What is to be moved. `size_bytes`: of all content. `inos`: those that have no name outside of
+    it."""
 
     items: list[Item]
     stamp: bytes
     size_bytes: int
+    inos: set[int]
 
 
 class Moves:
@@ -80,7 +87,7 @@ class Moves:
         """UsageError, FsError: nothing can get that name there."""
         check_name(name)
         directory = self.names.directory(parent)
-        if name in (b".", b"..", MOVES_NAME) or is_snapshots(parent, name):
+        if name in (b".", b"..") or is_snapshots(parent, name):
             raise UsageError(f"{os.fsdecode(name)!r} can't be the name of a file", errno.EINVAL)
         if directory.row.nlink == 0:
             raise UsageError("the directory that it was to go to was removed", errno.ENOENT)
@@ -89,8 +96,7 @@ class Moves:
 
     def place(self, move: bytes) -> int | None:
         """The directory of that move."""
-        hidden = self.meta.lookup(ROOT_INO, MOVES_NAME)
-        entry = self.meta.lookup(hidden.ino, move.hex().encode()) if hidden else None
+        entry = self.meta.lookup(MOVES_INO, move.hex().encode())
         return entry.ino if entry else None
 
     def item(self, move: bytes) -> int | None:
@@ -101,27 +107,58 @@ class Moves:
 
     def item_then(self, snapshot: int, move: bytes) -> tuple[int, int] | None:
         """(directory of the move, item) in a snapshot; numbers are those of the present."""
-        at = as_view(snapshot, ROOT_INO)
+        at = as_view(snapshot, MOVES_INO)
         found = []
-        for name in (MOVES_NAME, move.hex().encode(), ITEM):
+        for name in (move.hex().encode(), ITEM):
             entry = self.meta.lookup(at, name)
             if entry is None:
                 return None
             at = entry.ino
             found.append(within(at))
-        return found[1], found[2]
+        return found[0], found[1]
 
     def walk(self, parent: int, name: bytes, ino: int) -> Tree:
         """All of it, as it is now. Stale: it isn't there. UsageError: it is too much."""
+        steps = self._walk(parent, name, ino, None)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                tree: Tree = end.value
+                return tree
+
+    async def look(self, parent: int, name: bytes, ino: int, watch: Watch | None = None) -> Tree:
+        """As `walk`, piece by piece; it is as told as long as the watch is whole."""
+        steps = self._walk(parent, name, ino, watch)
+        while True:
+            try:
+                for _ in range(ITEMS_PER_TURN):
+                    next(steps)
+            except StopIteration as end:
+                tree: Tree = end.value
+                return tree
+            except FsError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                raise Stale("it was changed while it was looked at") from None
+            await trio.lowlevel.checkpoint()
+
+    def _walk(
+        self, parent: int, name: bytes, ino: int, watch: Watch | None
+    ) -> Generator[None, None, Tree]:
         entry = self.meta.lookup(parent, name)
         if entry is None or entry.ino != ino or ino >= FIRST_VIEW:
             raise Stale(f"{os.fsdecode(name)!r} is not there any more", errno.ENOENT)
         items: list[Item] = []
         stamp = hashlib.blake2b(digest_size=16)
         first: dict[int, int] = {}
+        links: dict[int, int] = {}  # names of each that are not in it
         todo = [(0, name, ino)]
         for number, (above, called, each) in enumerate(todo):
+            if watch is not None:
+                watch.inos.add(each)
             inode = self.inodes.get(each)
+            links[each] = links.get(each, 0 if inode.is_directory else inode.row.nlink) - 1
             item = self._item(above, called, inode, first.get(each, -1))
             items.append(item)
             first.setdefault(each, number)
@@ -134,8 +171,10 @@ class Moves:
                     " that moves in one piece: move its parts",
                     errno.E2BIG,
                 )
+            yield
         size = sum(each.size for each in items if stat.S_ISREG(each.mode) and each.same < 0)
-        return Tree(items, stamp.digest(), size)
+        inos = {each for each, left in links.items() if left <= 0}
+        return Tree(items, stamp.digest(), size, inos)
 
     def _entries(self, ino: int) -> list[Dirent]:
         found: list[Dirent] = []
@@ -172,24 +211,33 @@ class Moves:
         found = self.place(move)
         if found is not None:
             return found
-        names = self.names
-        names.unveiled = True
-        try:
-            hidden = self.meta.lookup(ROOT_INO, MOVES_NAME)
-            at = (
-                names.make(ROOT_INO, MOVES_NAME, stat.S_IFDIR | 0o700, _ROOT).ino
-                if hidden is None
-                else hidden.ino
-            )
-            return names.make(at, move.hex().encode(), stat.S_IFDIR | 0o700, _ROOT).ino
-        finally:
-            names.unveiled = False
+        if self.meta.inode(MOVES_INO) is None:
+            self._make_root()
+        return self.names.make(MOVES_INO, move.hex().encode(), stat.S_IFDIR | 0o700, _ROOT).ino
 
-    def hide(self, move: bytes, parent: int, name: bytes) -> None:
-        """What has that name is nowhere to be seen from here on."""
+    def _make_root(self) -> None:
+        now_ns = self.volume.clock()
+        times = (now_ns, now_ns, now_ns, now_ns)
+        mode, epoch = stat.S_IFDIR | 0o700, self.store.epoch
+        row = InodeRow(
+            MOVES_INO, 1, mode, 0, 0, 0, 0, 2, ROOT_INO, *times, None, 0, 0, epoch
+        )  # fmt: skip
+        with self.inodes.change() as epoch:
+            self.meta.insert_inode(epoch, row)
+        self.inodes.add(row)
+
+    def hide(self, move: bytes, parent: int, name: bytes, tree: Tree) -> None:
+        """What has that name is nowhere to be seen from here on. `tree`: as it is now."""
         place = self.make_place(move)
         self.names.rename(parent, name, place, ITEM)
+        self.inodes.watches.given[move] = tree.inos
         self.volume.audience.outdated([parent], [(parent, name)])
+
+    def hide_again(self, move: bytes) -> None:
+        """After a mount, what is hidden already: promise 4."""
+        place, item = self.place(move), self.item(move)
+        if place is not None and item is not None:
+            self.inodes.watches.given[move] = self.walk(place, ITEM, item).inos
 
     def link(self, move: bytes, parent: int, name: bytes) -> bytes:
         """What is hidden for the move gets its name, or, where that was taken meanwhile or its
@@ -206,6 +254,7 @@ class Moves:
         if self.meta.lookup(parent, name) is not None:
             name = other_name(name, move)
         self.names.rename(place, ITEM, parent, name)
+        self.inodes.watches.given.pop(move, None)
         self.volume.audience.outdated([parent], [(parent, name)])
         return name
 
@@ -225,9 +274,7 @@ class Moves:
         place = self.place(move)
         if place is not None:
             await self._remove_within(place)
-            hidden = self.meta.lookup(ROOT_INO, MOVES_NAME)
-            assert hidden is not None
-            await self._remove(hidden.ino, move.hex().encode(), True)
+            await self._remove(MOVES_INO, move.hex().encode(), True)
 
     async def _remove_within(self, ino: int) -> None:
         while entries := self.meta.entries(ino, -1, 100):
@@ -247,25 +294,29 @@ class Moves:
 
     async def sweep(self, known: Callable[[], Collection[bytes]]) -> None:
         """Promise 2; `known`: the moves that there are, now."""
-        hidden = self.meta.lookup(ROOT_INO, MOVES_NAME)
-        for entry in self.meta.entries(hidden.ino, -1, ENTRIES_AT_ONCE) if hidden else ():
+        for entry in self.meta.entries(MOVES_INO, -1, ENTRIES_AT_ONCE):
             move = bytes.fromhex(entry.name.decode())
             if move not in known():
                 await self.remove(move)
+        given = self.inodes.watches.given
+        for move in given.keys() - set(known()):
+            given[move] = {ino for ino in given[move] if self.meta.inode(ino) is not None}
+            if not given[move]:
+                del given[move]
         async with self.volume.door.passing():
             await self.volume.ready()
-            if hidden is not None and self.meta.is_empty(hidden.ino):
-                self.names.unveiled = True
-                try:
-                    self.names.rmdir(ROOT_INO, MOVES_NAME)
-                except FsError:
-                    pass  # somebody else did it
-                finally:
-                    self.names.unveiled = False
+            if self.meta.inode(MOVES_INO) is not None and self.meta.is_empty(MOVES_INO):
+                self._remove_root()
+
+    def _remove_root(self) -> None:
+        root = self.inodes.get(MOVES_INO)
+        self.inodes.change_alone(root, freeing=True)
+        root.row.nlink = 0
+        self.inodes.lost_a_name(root)
 
     # -- content, at the source -------------------------------------------------------------------
 
-    async def content(self, ino: int, offset: int) -> tuple[bytes, int]:
+    async def content(self, ino: int, offset: int, nbytes_max: int) -> tuple[bytes, int]:
         """(data, 0), or (b"", how long a hole is). Nothing of both: the file ends there."""
         with self.inodes.held(ino) as inode:
             self.inodes.make_resident(inode)
@@ -280,7 +331,7 @@ class Moves:
                     raise
             if data - offset >= self.store.cell_bytes:
                 return b"", data - offset
-            nbytes = min(CONTENT_BYTES, size - offset)
+            nbytes = min(nbytes_max, CONTENT_BYTES, size - offset)
             return bytes(await self.store.read(ino, offset, nbytes)), 0
 
     # -- content, at the target -------------------------------------------------------------------

@@ -292,6 +292,20 @@ class Authority:
                 return applicant, self._issued(ledger, applicant)
             return applicant, self._sign(ledger, applicant, kept=certificate.serial_number)
 
+    def reissue(self, volume: str, request: bytes) -> bytes:
+        """A certificate (DER) for a new key of a volume that has proved, over a link, to be it.
+        TrustError if it has none to be renewed."""
+        applicant = read_request(request)
+        if applicant.volume != volume:
+            raise TrustError("a volume can renew its own certificate only")
+        with self._ledger() as ledger:
+            holder = ledger.holders.get(volume)
+            if holder is None:
+                raise TrustError("this volume has left the group")
+            if holder.key == applicant.key_hash:
+                return self._issued(ledger, applicant)
+            return self._sign(ledger, applicant, kept=int(holder.serials[-1], 16))
+
     def forget(self, volume: str) -> None:
         """The volume has left: it can't renew, and may join anew with a token and another key."""
         with self._ledger() as ledger:

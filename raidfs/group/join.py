@@ -154,7 +154,7 @@ class JoinServer:
         framed = Framed(stream, (Join | Renew,), bytes_max=ASKED_BYTES_MAX)
         await framed.say(0, Greeting(self._authority.certificate))
         _, asked = await framed.hear()
-        answer = await self._answer(asked, stream.getpeercert(binary_form=True))
+        answer = await self._answer(asked, stream.tls.getpeercert(binary_form=True))
         await framed.say(0, answer)
 
     async def _answer(self, asked: Join | Renew, shown: bytes | None) -> Issued | Denied:

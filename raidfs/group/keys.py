@@ -40,7 +40,7 @@ from raidfs.errors import RaidfsError
 VOLUME_URI, GROUP_URI = "raidfs:volume:", "raidfs:group:"
 IDENTITY = re.compile(r"[0-9a-f]{32}")  # of a volume or a group
 AUTHORITY_FILE, VOLUME_FILE, PENDING_KEY = "authority.pem", "volume.pem", "pending.key"
-RENEW_LEFT_S = 120 * 86400  # renewed when less is left
+RENEW_LEFT = 3  # renewed when less than one part of so many is left of its life
 PEM = serialization.Encoding.PEM
 
 
@@ -278,6 +278,7 @@ class Credentials:
     volume: str
     group: str
     authority: bytes
+    begins_s: float
     expires_s: float
     authority_expires_s: float
 
@@ -295,13 +296,14 @@ class Credentials:
             named(own, VOLUME_URI),
             named(authority, GROUP_URI),
             der(authority),
+            own.not_valid_before_utc.timestamp(),
             own.not_valid_after_utc.timestamp(),
             authority.not_valid_after_utc.timestamp(),
         )
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time to renew."""
-        return now_s >= self.expires_s - RENEW_LEFT_S
+        return now_s >= self.expires_s - (self.expires_s - self.begins_s) / RENEW_LEFT
 
     def server_context(self, protocol: str, *, strangers: bool = False) -> ssl.SSLContext:
         """For who listens. `strangers`: some have no certificate yet; what is shown has to be valid

@@ -49,11 +49,13 @@ from raidfs.group.session import (
     LinkLimits,
     Reason,
     Session,
+    Tell,
     Traffic,
 )
 from raidfs.group.transport import (
     Address,
     Framed,
+    Stream,
     TransportError,
     UnixAddress,
     bound_address,
@@ -91,9 +93,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="refusal"):
-    """There will be no session."""
+    """There will be no session. `parting`: for who isn't a peer any more, from whoever uses the
+    links; not looked into here."""
 
     why: Reason
+    parting: Annotated[bytes, msgspec.Meta(max_length=2048)] = b""
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
@@ -148,7 +152,14 @@ class Links:
         limits: LinkLimits | None = None,
         random: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.time,
+        parting: Callable[[str], bytes] = lambda volume: b"",
+        on_parting: Callable[[str, bytes], None] = lambda peer, told: None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
+        """`on_event`: is told at once what else `events` would give. `parting`: what is said to a
+        volume of the group that is no peer; `on_parting`: a peer has said so to this one."""
+        self._parting = parting
+        self._on_parting = on_parting
         self.group = group
         self.volume = volume
         self._vocabularies = (LinkMessage, vocabulary)
@@ -168,6 +179,7 @@ class Links:
         self._out: trio.MemorySendChannel[Event]
         self.events: trio.MemoryReceiveChannel[Event]
         self._out, self.events = trio.open_memory_channel[Event](0)
+        self._tell: Tell = self._out.send if on_event is None else partial(_told, on_event)
 
     # ---- for whoever uses it ----
 
@@ -235,6 +247,22 @@ class Links:
         """As `send`, without waiting: for the small messages that must not wait behind `send`."""
         self._session(peer, session).send_nowait(message)
 
+    async def inquire(self, volume: str) -> None:
+        """Connects to a peer that should do so itself, only to hear why it refuses: this volume
+        may be no peer there any more."""
+        peer = self._peers.get(volume)
+        if peer is None or not peer.is_member or peer.session is not None:
+            return
+        for address in peer.addresses:
+            self._attempts += 1
+            with trio.move_on_after(self._limits.handshake_s_max):
+                try:
+                    framed = await self._reach(peer, address, self._attempts)
+                except RaidfsError as error:
+                    log.debug("group link: asked at %s: %s", address, error)
+                    continue
+                await framed.close()
+
     def states(self) -> dict[str, PeerState]:
         """Of all peers, by volume."""
         return {
@@ -281,7 +309,10 @@ class Links:
         if (found.group, found.volume) != (self.group, self.volume):
             raise TrustError(f"the certificate in {self._keys} is of another group or volume")
         if found.expires_s <= self._clock():
-            raise TrustError("this volume's certificate has expired; let it join the group again")
+            raise TrustError(
+                "this volume's certificate has expired; renew it by a token: raidfs-ctl group"
+                " invite on the keeper's host, then raidfs-ctl group join --renew here"
+            )
         return found
 
     # ---- connecting ----
@@ -329,7 +360,7 @@ class Links:
         return trio.current_time() - begun
 
     async def _reach(self, peer: _Peer, address: Address, attempt: int) -> Framed:
-        stream: trio.abc.Stream
+        stream: Stream
         if isinstance(address, UnixAddress):
             stream = await connect_unix(address)
         else:
@@ -351,7 +382,7 @@ class Links:
         """The connector's side of the handshake. TransportError, WireError."""
         own = self._hello(peer, attempt)
         await framed.say(Kind.LINK, own)
-        other = await self._hear_link(framed, Hello)
+        other = await self._hear_link(framed, Hello, peer)
         why = self._objection(other)
         if not why and other.volume != peer:
             why = f"volume {other.volume} is there, not {peer}"
@@ -386,7 +417,7 @@ class Links:
     async def _serve(self, raw: trio.SocketStream, *, is_tcp: bool) -> None:
         """One connection that somebody has made, until it ends."""
         peer: _Peer | None = None
-        stream: trio.abc.Stream = raw
+        stream: Stream = raw
         try:
             if self._strangers >= self._limits.strangers_max:
                 raise RefusedError("there are too many connections whose other end isn't known yet")
@@ -410,7 +441,7 @@ class Links:
 
     async def _welcome(self, raw: trio.SocketStream, is_tcp: bool) -> tuple[Framed, Hello]:
         """Who is there, and is now. TransportError, TrustError, WireError."""
-        stream: trio.abc.Stream = raw
+        stream: Stream = raw
         certified = ""
         if is_tcp:
             context = self._credentials().server_context(PROTOCOL)
@@ -425,7 +456,10 @@ class Links:
         if not why and other.volume >= self.volume:
             why = "of two volumes the one with the smaller id connects"
         if why:
-            await framed.say(Kind.LINK, Refusal(why))
+            is_itself = not is_tcp or certified == other.volume
+            known = is_itself and (other.group, other.peer) == (self.group, self.volume)
+            parting = self._parting(other.volume) if known else b""
+            await framed.say(Kind.LINK, Refusal(why, parting))
             raise RefusedError(f"{other.volume}: {why}")
         own = self._hello(other.volume, 0)
         await framed.say(Kind.LINK, own)
@@ -483,10 +517,13 @@ class Links:
             return f"volume {other.volume} is not a peer here"
         return ""
 
-    async def _hear_link(self, framed: Framed, expected: type[Any]) -> Any:
-        """The next word of the handshake. TransportError if it is another, WireError."""
+    async def _hear_link(self, framed: Framed, expected: type[Any], peer: str = "") -> Any:
+        """The next word of the handshake, by that peer. TransportError if it is another,
+        WireError."""
         kind, message = await framed.hear()
         if kind == Kind.LINK and isinstance(message, Refusal):
+            if peer and message.parting:
+                self._on_parting(peer, message.parting)
             raise RefusedError(f"it refused: {message.why[:REASON_CHARS_MAX]}")
         if kind != Kind.LINK or not isinstance(message, expected):
             raise RefusedError("it didn't keep to the handshake")
@@ -501,11 +538,17 @@ class Links:
         if not peer.is_member:
             session.end("the volume is no longer a peer", farewell=True)
         try:
-            await session.run(self._out)
+            await session.run(self._tell)
         finally:
             peer.session, peer.why = None, session.why
         if session.is_told:
-            await self._out.send(SessionDown(peer.volume, session.number, session.why))
+            await self._tell(SessionDown(peer.volume, session.number, session.why))
+
+
+async def _told(on_event: Callable[[Event], None], event: Event) -> None:
+    """Others get their turn after each event; whoever has told it always hears so."""
+    on_event(event)
+    await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def _is_later(said: Hello, latest: Hello | None) -> bool:

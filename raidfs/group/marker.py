@@ -296,6 +296,7 @@ INITIATOR: dict[Phase, dict[Kind, Rule]] = {
         Kind.PEER_UP: Rules._remind,
         Kind.QUERY: Rules._answer,
         Kind.DELETED: Rules._stay,
+        Kind.MEMBERSHIP: Rules._fewer,
     },
 }
 PARTICIPANT: dict[Phase, dict[Kind, Rule]] = {

@@ -21,177 +21,38 @@ and gives the actions to carry out, in their order.
     has hidden; only then (Settled) does the target forget. So Given may come any number of times.
  4. Until it is given, whatever goes wrong leaves the file at the source.
  5. Each event has an answer in each state: the tables', or none, which changes nothing.
+ 6. A person's word takes the place of the other side's when that is gone for good (Believe,
+    TakeBack). It may be wrong; then the file is in two places, or in none: nothing else goes wrong,
+    and if the other side comes back, the move ends there, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
 
-from .messages import Count, MoveId, Name, Reason, Said, Transfer, VolumeId
-
-Bytes = Annotated[bytes, Meta(max_length=4096)]
-Place = Annotated[tuple[Bytes, ...], Meta(max_length=4096)]
-Stamp = Annotated[bytes, Meta(max_length=32)]
-CONTENT_BYTES = 256 << 10
-LIST_BYTES = 512 << 10
-
-
-# -- what is said, as the payload of a Transfer ---------------------------------------------------
-
-
-class Offered(Said, frozen=True):
-    """From the source: stage this, to be `name` in the directory `place`. `waits`: for room.
-    `stale`: the stamp of what was staged before and isn't any more what there is."""
-
-    name: Bytes
-    place: Place
-    size_bytes: Count
-    waits: bool = False
-    stale: Stamp = b""
-
-
-class Withdrawn(Said, frozen=True):
-    """From the source: I know nothing of this move, or not any more; and it was never given."""
-
-
-class Given(Said, frozen=True):
-    """From the source: it is yours. `parent`, `name`: as Staged said."""
-
-    parent: Count
-    name: Bytes
-
-
-class Staging(Said, frozen=True):
-    """From the target: I am at it. Withdrawn if that is news."""
-
-
-class Staged(Said, frozen=True):
-    """From the target: I have all of it, hidden and durable, as it was with that stamp."""
-
-    stamp: Stamp
-    parent: Count
-    name: Bytes
-
-
-class Refused(Said, frozen=True):
-    """From the target: no, and I have kept nothing of it."""
-
-    reason: Reason
-
-
-class Taken(Said, frozen=True):
-    """From the target: it is here under that name, durably."""
-
-    name: Bytes
-
-
-class Settled(Said, frozen=True):
-    """From the source: I know that you have it, and have forgotten the move."""
-
-
-Payload = Offered | Withdrawn | Given | Staging | Staged | Refused | Taken | Settled
-_STEPS: dict[type, Literal["offer", "ownership", "ack"]] = {
-    Offered: "offer",
-    Withdrawn: "offer",
-    Given: "ownership",
-}
-_decoder = msgspec.msgpack.Decoder(Payload)
-
-
-def transfer(move: bytes, payload: Payload) -> Transfer:
-    return Transfer(move, _STEPS.get(type(payload), "ack"), msgspec.msgpack.encode(payload))
-
-
-def payload_of(message: Transfer) -> Payload | None:
-    """None: it is none."""
-    try:
-        payload: Payload = _decoder.decode(message.payload)
-    except msgspec.DecodeError:
-        return None
-    return payload if _STEPS.get(type(payload), "ack") == message.step else None
-
-
-# -- how content is fetched: beside the moves, recorded by no snapshot ----------------------------
-
-
-class Item(msgspec.Struct, frozen=True, array_like=True):
-    """A file, directory or other thing of what is moved; number 0 is the root of it, and `parent`
-    the number of its directory. `same`: the number of the item that it is another name of."""
-
-    parent: int
-    name: bytes
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    rdev: int
-    size: int
-    atime_ns: int
-    mtime_ns: int
-    target: bytes | None
-    xattrs: list[tuple[bytes, bytes]]
-    same: int = -1
-
-
-class ContentAsked(Said, frozen=True):
-    """From the target: content of an item from there on; of item -1: items from that number on."""
-
-    move: MoveId
-    item: int
-    offset: Count
-
-
-class ContentTold(Said, frozen=True):
-    """`hole`: so many zeros, and no data. `last`: there is no more. `failed`: why there is none."""
-
-    move: MoveId
-    item: int
-    offset: Count
-    data: Annotated[bytes, Meta(max_length=LIST_BYTES * 3 // 2)] = b""
-    hole: Count = 0
-    last: bool = False
-    stamp: Stamp = b""
-    failed: Reason = ""
-
-
-# -- what is kept ---------------------------------------------------------------------------------
-
-
-class SourceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`parent`, `source_name`, `ino`: what is moved, and where it stands. `stamp`: of what is
-    given, or, as long as it is only offered, of what was staged and has changed."""
-
-    state: Literal["offered", "giving"]
-    peer: VolumeId
-    parent: Count
-    source_name: Bytes
-    ino: Count
-    name: Bytes
-    place: Place
-    size_bytes: Count
-    waits: bool = False
-    stamp: Stamp = b""
-    to_parent: Count = 0
-    to_name: Bytes = b""
-
-
-class TargetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`stamp`: of what is being staged, or was."""
-
-    state: Literal["staging", "staged", "taken"]
-    peer: VolumeId
-    parent: Count
-    name: Bytes
-    size_bytes: Count
-    waits: bool = False
-    stamp: Stamp = b""
-    taken_as: Bytes = b""
-
+from .messages import Name
+from .move_said import CONTENT_BYTES as CONTENT_BYTES
+from .move_said import LIST_BYTES as LIST_BYTES
+from .move_said import ContentAsked as ContentAsked
+from .move_said import ContentTold as ContentTold
+from .move_said import Given as Given
+from .move_said import Item as Item
+from .move_said import Offered as Offered
+from .move_said import Payload as Payload
+from .move_said import Refused as Refused
+from .move_said import Settled as Settled
+from .move_said import SourceRow as SourceRow
+from .move_said import Staged as Staged
+from .move_said import Staging as Staging
+from .move_said import Taken as Taken
+from .move_said import TargetRow as TargetRow
+from .move_said import Unknown as Unknown
+from .move_said import Withdrawn as Withdrawn
+from .move_said import payload_of as payload_of
+from .move_said import transfer as transfer
 
 # -- events and actions ---------------------------------------------------------------------------
 
@@ -254,8 +115,19 @@ class Linked:
     name: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Believe:
+    """A person's word: the file is the target's; to the source: the target has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """A person's word: the file is the source's; the target hasn't got it, and won't."""
+
+
 Event = (
     Heard | Up | Kept | Dropped | GivenAway | Changed | Cancel | Content | Unable | Linked
+    | Believe | TakeBack
 )  # fmt: skip
 
 
@@ -291,7 +163,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """As soon as that can be; then Linked."""
+    """Give what is hidden its name, as soon as that can be (at the source: the one it had); then
+    Linked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +204,12 @@ class Source:
 
     @property
     def is_given(self) -> bool:
-        return self.state == "given" or (self.state == "ending" and bool(self.name))
+        """It is hidden here, and whether the target has it is not known."""
+        return self.state in ("given", "returning")
+
+    @property
+    def links(self) -> bool:
+        return self.state == "returning"
 
     def start(self) -> list[Action]:
         return [Keep(self.row)]
@@ -378,13 +256,24 @@ class Source:
         self._go("ending", Drop())
 
     def _cancel(self, event: Event) -> None:
-        assert isinstance(event, Cancel)
-        self.why = event.why or "given up"
+        self.why = (event.why if isinstance(event, Cancel) else "") or "given up"
         self._go("ending", Drop())
 
     def _taken(self, event: Event) -> None:
         assert isinstance(event, Heard) and isinstance(event.payload, Taken)
         self.name = event.payload.name
+        self._go("ending", Drop())
+
+    def _believe(self, _: Event) -> None:
+        self.name = self.row.to_name
+        self._go("ending", Drop())
+
+    def _take_back(self, _: Event) -> None:
+        self._go("returning", Link())
+
+    def _returned(self, event: Event) -> None:
+        assert isinstance(event, Linked)
+        self.why = f"taken back, as {name_text(event.name)}"
         self._go("ending", Drop())
 
     def _end(self, _: Event) -> None:
@@ -400,15 +289,25 @@ SOURCE: dict[str, dict[Kind, SourceRule]] = {
         "staged": Source._promise,
         "refused": Source._refused,
         "cancel": Source._cancel,
+        "takeback": Source._cancel,
+        "taken": Source._cancel,  # taken back, but a crash left the row
     },
-    "promising": {"kept": Source._give, "cancel": Source._cancel},
+    "promising": {"kept": Source._give, "cancel": Source._cancel, "takeback": Source._cancel},
     "giving": {
         "up": Source._give,
         "givenaway": Source._gave,
         "changed": Source._retract,
         "cancel": Source._cancel,
+        "takeback": Source._cancel,
     },
-    "given": {"up": Source._gave, "staged": Source._gave, "taken": Source._taken},
+    "given": {
+        "up": Source._gave,
+        "staged": Source._gave,
+        "taken": Source._taken,
+        "believe": Source._believe,
+        "takeback": Source._take_back,
+    },
+    "returning": {"linked": Source._returned},
     "ending": {"dropped": Source._end},
     "ended": {},
 }
@@ -438,6 +337,10 @@ class Target:
     @property
     def is_owned(self) -> bool:
         """It is ours, and has no name yet: a cut now has to record that it is on its way."""
+        return self.state == "owned"
+
+    @property
+    def links(self) -> bool:
         return self.state == "owned"
 
     def start(self) -> list[Action]:
@@ -504,19 +407,22 @@ class Target:
 
 TargetRule = Callable[[Target, Event], None]
 TARGET: dict[str, dict[Kind, TargetRule]] = {
-    "begin": {"kept": Target._stage, "withdrawn": Target._drop},
+    "begin": {"kept": Target._stage, "withdrawn": Target._drop, "takeback": Target._drop},
     "staging": {
         "up": Target._still,
         "content": Target._seal,
         "unable": Target._unable,
         "withdrawn": Target._drop,
+        "takeback": Target._drop,
     },
-    "sealing": {"kept": Target._staged, "withdrawn": Target._drop},
+    "sealing": {"kept": Target._staged, "withdrawn": Target._drop, "takeback": Target._drop},
     "staged": {
         "up": Target._staged,
         "offered": Target._again,
         "given": Target._own,
         "withdrawn": Target._drop,
+        "believe": Target._own,
+        "takeback": Target._drop,
     },
     "owned": {"linked": Target._link},
     "linked": {"kept": Target._taken},
@@ -524,6 +430,7 @@ TARGET: dict[str, dict[Kind, TargetRule]] = {
         "up": Target._taken,
         "given": Target._taken,
         "settled": Target._drop,
+        "believe": Target._drop,
     },
     "ending": {"dropped": Target._end},
     "ended": {},

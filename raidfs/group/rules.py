@@ -272,12 +272,17 @@ class Rules:
 
     def _forget_if_all_done(self, progress: Progress) -> None:
         self._put(progress)
-        if progress.phase is Phase.DISTRIBUTING and progress.done == set(progress.members):
+        awaited = set(progress.members) & {self.me, *self.roster.members}
+        if progress.phase is Phase.DISTRIBUTING and progress.done >= awaited:
             snapshot = progress.plan.snapshot
             self._finish(progress)
             del self._running[snapshot]
             self._committed.add(snapshot)
             self._do(e.Forget(snapshot))
+
+    def _fewer(self, progress: Progress, given: Given) -> None:
+        """DISTRIBUTING: who is no member any more is not waited for."""
+        self._forget_if_all_done(progress)
 
     def _waited(self, progress: Progress, given: Given) -> None:
         away = ", ".join(sorted(set(progress.members) - progress.done))

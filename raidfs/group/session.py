@@ -11,12 +11,15 @@ taken.
  3. A peer of which nothing comes for `silence_s_max` is gone. Time in which this end doesn't
     listen, because nobody takes the messages, doesn't count.
  4. Once a session has ended nothing can be sent in it: LinkDown, also for who waits for room.
+ 5. What `send_nowait` is given is with the kernel on return, and all that was queued before it, if
+    the connection takes it: who has shut a gate doesn't wait for the event loop's next turn.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any
@@ -33,6 +36,7 @@ BATCH_BYTES = 256 << 10  # of frames that go to the connection in one call
 FAREWELL_S_MAX = 0.2
 
 Event = Received | SessionUp | SessionDown
+Tell = Callable[[Event], Awaitable[None]]  # somebody has taken it on return
 REASON_CHARS_MAX = 1000
 Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
 
@@ -107,6 +111,7 @@ class Session:
         self._queue: deque[bytes] = deque()
         self.queued_bytes = 0
         self._filled = trio.Event()
+        self._is_writing = False
         self._turn = trio.Lock()  # who waits in `send` goes first come, first served
         self._room = trio.lowlevel.ParkingLot()
         self._life = trio.CancelScope()
@@ -128,6 +133,8 @@ class Session:
         if self.queued_bytes >= full:
             self.end("it doesn't take what is sent to it")
         self._put_message(message)
+        if not self._is_writing:
+            self._write_now()
 
     def _put_message(self, message: object) -> None:
         if self.why:
@@ -158,15 +165,15 @@ class Session:
 
     # ---- its life ----
 
-    async def run(self, events: trio.MemorySendChannel[Event]) -> None:
-        """Says SessionUp, then what comes; returns when the session has ended, without a word.
+    async def run(self, tell: Tell) -> None:
+        """Tells SessionUp, then what comes; returns when the session has ended, without a word.
         Cancelled: it ends, too. The connection is closed in any case."""
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     with self._reading:
-                        await self._read(events)
+                        await self._read(tell)
         finally:
             self.end("this daemon's link has stopped")
             await self._framed.close()
@@ -174,40 +181,60 @@ class Session:
 
     async def _write(self) -> None:
         while self._queue or not self.why:
-            with trio.move_on_after(self._limits.alive_s):
+            with trio.move_on_after(self._limits.alive_s) as waiting:
                 await self._filled.wait()
-            if not self._queue:
+            if waiting.cancelled_caught and not self._queue:
                 self._put(Kind.LINK, Alive())
             frames = self._batch()
+            self._is_writing = True
             try:
                 await self._framed.write(frames)
             except TransportError as error:
                 self.end(str(error))
                 return
-            self.queued_bytes -= len(frames)
-            self._traffic.sent_bytes += len(frames)
-            self._room.unpark_all()
+            finally:
+                self._is_writing = False
+            self._note_written(frames)
+
+    def _write_now(self) -> None:
+        """Promise 5. The writer, which is awake, sends the rest, if there is one."""
+        while self._queue:
+            frames = self._batch()
+            try:
+                all_sent = self._framed.write_now(frames)
+            except TransportError as error:
+                self.end(str(error))
+                return
+            self._note_written(frames)
+            if not all_sent:
+                self._filled.set()
+                return
+
+    def _note_written(self, frames: bytes) -> None:
+        self.queued_bytes -= len(frames)
+        self._traffic.sent_bytes += len(frames)
+        self._room.unpark_all()
 
     def _batch(self) -> bytes:
-        """Frames to be written in one go; at least one."""
-        frames = [self._queue.popleft()]
-        size = len(frames[0])
-        while self._queue and size + len(self._queue[0]) <= BATCH_BYTES:
+        """Frames to be written in one go; none if all were written meanwhile."""
+        frames: list[bytes] = []
+        size = 0
+        while self._queue and (not frames or size + len(self._queue[0]) <= BATCH_BYTES):
             frames.append(self._queue.popleft())
             size += len(frames[-1])
         if not self._queue:
             self._filled = trio.Event()
         return b"".join(frames)
 
-    async def _read(self, events: trio.MemorySendChannel[Event]) -> None:
-        await events.send(SessionUp(self.peer, self.number))
+    async def _read(self, tell: Tell) -> None:
+        await tell(SessionUp(self.peer, self.number))
         self.is_told = True
         while True:
             message = await self._heard()
             if message is None:
                 return
             self._traffic.received += 1
-            await events.send(Received(self.peer, self.number, message))
+            await tell(Received(self.peer, self.number, message))
 
     async def _heard(self) -> Any:
         """The next message; None: the session has ended."""

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import socket
 import ssl
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,13 @@ from typing import Any
 
 import trio
 
+from raidfs import unix_socket
 from raidfs.errors import RaidfsError, UsageError
 from raidfs.group.keys import volume_of
+from raidfs.group.tls import TlsStream, send_some
 from raidfs.group.wire import Incoming, Outgoing, Taken
 
 RECEIVE_BYTES = 64 << 10
-BACKLOG = 64
-_UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
 class TransportError(RaidfsError):
@@ -98,22 +96,11 @@ def broken(error: BaseException) -> TransportError:
 
 
 def listen_unix(path: Path) -> trio.SocketListener:
-    """A socket at `path` that only its owner can connect to. Bound through its directory's
-    descriptor, since sun_path has but 108 bytes."""
-    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = -1
+    """A socket at `path` that only its owner can connect to."""
     try:
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        path.unlink(missing_ok=True)
-        raw.bind(f"/proc/self/fd/{directory}/{path.name}")
-        os.chmod(path, 0o600)  # before anybody can connect
-        raw.listen(BACKLOG)
+        raw = unix_socket.listen(path)
     except OSError as error:
-        raw.close()
         raise TransportError(f"can't listen at {path}: {error.strerror}", error.errno) from error
-    finally:
-        if directory >= 0:
-            os.close(directory)
     return trio.SocketListener(trio.socket.from_stdlib_socket(raw))
 
 
@@ -136,24 +123,22 @@ def bound_address(listener: trio.SocketListener) -> TcpAddress:
 
 def check_credentials(connection: trio.socket.SocketType) -> None:
     """TransportError unless the other end of a unix socket is ours, or root's."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    assert isinstance(raw, bytes)
-    uid = _UCRED.unpack(raw)[1]
-    if uid not in (0, os.geteuid()):
+    uid = unix_socket.stranger(connection)
+    if uid is not None:
         raise TransportError(f"user {uid} has no business here", errno.EACCES)
 
 
 async def secured(
     raw: trio.abc.Stream, context: ssl.SSLContext, protocol: str, *, listening: bool
-) -> tuple[trio.SSLStream[Any], str]:
+) -> tuple[TlsStream, str]:
     """TLS over a stream, and the volume that the other end's certificate names ("": it showed none,
     where the context allows that). TransportError, TrustError; the stream is closed then."""
-    stream = trio.SSLStream(raw, context, server_side=listening)
+    stream = TlsStream(raw, context, listening=listening)
     try:
         await stream.do_handshake()
-        if stream.version() != "TLSv1.3" or stream.selected_alpn_protocol() != protocol:
+        if stream.tls.version() != "TLSv1.3" or stream.tls.selected_alpn_protocol() != protocol:
             raise TransportError(f"the other end doesn't speak {protocol}", errno.EPROTO)
-        shown = stream.getpeercert(binary_form=True)
+        shown = stream.tls.getpeercert(binary_form=True)
         return stream, volume_of(shown) if shown else ""
     except BaseException as error:
         await trio.aclose_forcefully(stream)
@@ -165,10 +150,9 @@ async def secured(
 async def connect_unix(address: UnixAddress) -> trio.SocketStream:
     """To a daemon on this host, of our user or root. TransportError."""
     connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = -1
     try:
-        directory = os.open(address.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        await connection.connect(f"/proc/self/fd/{directory}/{address.path.name}")
+        with unix_socket.short(address.path) as name:
+            await connection.connect(name)
         check_credentials(connection)
         return trio.SocketStream(connection)
     except BaseException as error:
@@ -176,9 +160,6 @@ async def connect_unix(address: UnixAddress) -> trio.SocketStream:
         if isinstance(error, OSError):
             raise broken(error) from error
         raise
-    finally:
-        if directory >= 0:
-            os.close(directory)
 
 
 async def connect_tcp(address: TcpAddress) -> trio.SocketStream:
@@ -189,16 +170,18 @@ async def connect_tcp(address: TcpAddress) -> trio.SocketStream:
         raise broken(error) from error
 
 
+Stream = trio.abc.Stream | TlsStream
+
+
 class Framed:
     """A stream of frames. One task may say and one may hear at a time."""
 
-    def __init__(
-        self, stream: trio.abc.Stream, vocabularies: Sequence[Any], *, bytes_max: int
-    ) -> None:
+    def __init__(self, stream: Stream, vocabularies: Sequence[Any], *, bytes_max: int) -> None:
         self.stream = stream
         self.outgoing = Outgoing()
         self.incoming = Incoming(vocabularies, bytes_max=bytes_max)
         self.received_bytes = 0
+        self._rest = b""  # of what `write_now` was given
 
     async def say(self, kind: int, message: object) -> None:
         """One message. TransportError."""
@@ -207,9 +190,22 @@ class Framed:
     async def write(self, frames: bytes) -> None:
         """Frames made by `outgoing`, in the order they were made. TransportError."""
         try:
-            await self.stream.send_all(frames)
+            rest, self._rest = self._rest, b""
+            await self.stream.send_all(rest + frames)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise broken(error) from error
+
+    def write_now(self, frames: bytes) -> bool:
+        """As `write`, unless somebody is at it, without waiting. Whether the kernel has all of it;
+        if not, the next `write` sends the rest. TransportError."""
+        if isinstance(self.stream, TlsStream):
+            try:
+                return self.stream.send_now(frames)
+            except trio.BrokenResourceError as error:
+                raise broken(error) from error
+        frames = self._rest + frames
+        self._rest = frames[send_some(self.stream, frames) :]
+        return not self._rest
 
     async def hear(self, silence_s_max: float = math.inf) -> Taken:
         """The next message. TransportError, also after that long a silence; WireError."""
