@@ -49,13 +49,18 @@ def run(*command, expect=0, env=None, timeout_s=COMMAND_TIMEOUT_S, cwd=None, inp
         input=input_text if input_text is not None else "",
         check=False,
     )
-    assert "Traceback" not in done.stderr, f"{words}\n{done.stderr}"
+    judge(done, expect)
+    return done
+
+
+def judge(done, expect):
+    """CommandFailed unless it ended as expected (None: anyhow), without a traceback."""
+    assert "Traceback" not in done.stderr, f"{done.args}\n{done.stderr}"
     if expect is not None and done.returncode != expect:
         raise CommandFailed(
-            f"{' '.join(words)}: exit {done.returncode}, expected {expect}\n"
+            f"{' '.join(done.args)}: exit {done.returncode}, expected {expect}\n"
             f"stdout: {done.stdout}\nstderr: {done.stderr}"
         )
-    return done
 
 
 def is_mounted(path):

@@ -23,6 +23,7 @@ from workload import ME
 
 from raidfs.check import Report, check_assembly
 from raidfs.errors import RaidfsError
+from raidfs.fs.attributes import Changes
 from raidfs.fs.volume import Volume
 from raidfs.raid.assembly import Assembly
 from raidfs.raid.label import Label, MemberEntry, Parameters, write_label
@@ -197,3 +198,51 @@ async def read_file(volume: Volume, name: bytes) -> bytes:
 
 def pattern(seed: int, cells: int, extra: int = 0) -> bytes:
     return random.Random(seed).randbytes(cells * CELL_BYTES + extra)
+
+
+# -- some of everything ---------------------------------------------------------------------------
+
+
+async def furnish(volume: Volume) -> None:
+    """Some of everything."""
+    await write_file(volume, b"large", pattern(1, 600, 77))
+    await write_file(volume, b"small", b"x" * 100)
+    await write_file(volume, b"kept", pattern(2, 10))
+    directory = volume.mkdir(ROOT, b"directory", 0o755, ME).ino
+    inner = volume.mkdir(directory, b"inner", 0o700, ME).ino
+    volume.symlink(inner, b"soft", b"../../large", ME)
+    volume.link(volume.lookup(ROOT, b"small").ino, inner, b"hard")
+    volume.setxattr(directory, b"user.colour", b"blue", 0, ME)
+    volume.setxattr(volume.lookup(ROOT, b"kept").ino, b"user.long", b"y" * 3000, 0, ME)
+    for number in range(30):
+        name = b"many %d" % number
+        volume.release(ino := volume.create(inner, name, 0o600, 0, ME).ino)
+        volume.forget(ino)
+
+
+async def upset(volume: Volume) -> None:
+    """Change all that `furnish` has made."""
+    directory = volume.lookup(ROOT, b"directory").ino
+    inner = volume.lookup(directory, b"inner").ino
+    await overwrite(volume, b"large", pattern(3, 5), 100 * CELL_BYTES + 9)
+    await volume.setattr(volume.lookup(ROOT, b"large").ino, Changes(size=300_000), ME)
+    await overwrite(volume, b"small", pattern(4, 3))
+    volume.unlink(ROOT, b"small")
+    volume.removexattr(directory, b"user.colour")
+    volume.setxattr(directory, b"user.size", b"large", 0, ME)
+    for number in range(30):
+        volume.unlink(inner, b"many %d" % number)
+    volume.unlink(inner, b"soft")
+    volume.unlink(inner, b"hard")
+    volume.rmdir(directory, b"inner")
+    volume.rename(ROOT, b"directory", ROOT, b"moved")
+    await write_file(volume, b"new", pattern(5, 40))
+    volume.mkdir(directory, b"inner", 0o711, ME)
+    volume.unlink(ROOT, b"kept")
+
+
+async def furnish_and_upset(volume: Volume) -> None:
+    """What snapshot "one" holds, and a present in which all of it is otherwise."""
+    await furnish(volume)
+    await volume.store.snapshots.create("one")
+    await upset(volume)

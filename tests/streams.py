@@ -24,12 +24,18 @@ async def sent(volume, name, base=None, **options):
     return bytes(stream)
 
 
-def reader(stream, piece=65536):
-    """What `Receiver` asks for input."""
+async def nothing(at):
+    """Comes between the pieces of a stream."""
+
+
+def reader(stream, piece=65536, between=nothing):
+    """What `Receiver` asks for input. `between` is awaited before each piece, with its place, and
+    before the end, with None."""
     places = iter(range(0, len(stream), piece))
 
     async def read():
         at = next(places, None)
+        await between(at)
         return b"" if at is None else stream[at : at + piece]
 
     return read

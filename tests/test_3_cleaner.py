@@ -458,6 +458,31 @@ def test_as_many_versions_at_once_as_the_metadata_can_take(monkeypatch):
     simulated(body)
 
 
+def test_a_writer_waits_for_no_other_zone_while_leaves_are_half_told(monkeypatch):
+    """What was begun comes first: without room in the metadata there is nothing to gain now."""
+    monkeypatch.setattr("raidfs.store.moving.VERSIONS_PER_CUT", 2)
+
+    async def body(volume):
+        chooser = random.Random(8)
+        await make_past(volume, chooser, snapshots=6)
+        before = await trees(volume)
+        store, cleaner = volume.store, volume.store.cleaner
+        meta, reserve = store.meta, store.space.reserve
+        spare_pages, calls = meta.spare_pages, itertools.count()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(meta, "spare_pages", lambda: spare_pages() if next(calls) < 3 else 5)
+            patch.setattr(reserve, "wanted", lambda: reserve.spare is None)
+            await store.space.grow(reserve.wanted)
+            patch.setattr(reserve, "gain_least", lambda zone: 1)
+            patch.setattr(cleaner, "_growable", lambda: False)
+            assert not await cleaner._gain_once()
+        assert cleaner._mover.unfinished is not None and cleaner._mover.unfinished.recorded
+        assert await cleaner._mover.finish()
+        assert await trees(volume) == before
+
+    simulated(body)
+
+
 def checked_now(volume):
     """The members as a crash at this moment would leave them, with all that was written."""
     members = [state.member for state in volume.store.array.states.values()]

@@ -37,11 +37,12 @@ async def test_hidden_until_committed(tmp_path):
         await parts.commit(ONE)
         row = volume.store.snapshots.find("monday")
         assert (row.group_id, row.epoch, row.created_ns, row.note) == (ONE, before, 77, "")
-        assert volume.store.meta.kept() == []
+        assert volume.store.meta.kept() == [(ONE, "took-part", b"kept")]
         assert volume.store.meta.recorded(ONE) == [("a", b"1"), ("b", b"2")]
         await parts.commit(ONE)  # again: no harm
+        assert volume.store.meta.kept() == [(ONE, "took-part", b"kept")]
         await volume.store.snapshots.delete(["monday"])
-        assert volume.store.meta.recorded(ONE) == []
+        assert volume.store.meta.recorded(ONE) == [] and volume.store.meta.kept() == []
     run_check(paths)
 
 

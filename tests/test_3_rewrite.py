@@ -19,6 +19,7 @@ from simulated_volume import (
     new_members,
     pattern,
     read_file,
+    simulated,
     write_file,
 )
 from whole import whole
@@ -39,19 +40,6 @@ WAL_BYTES = 1 << 20
 def row(ino, mode, *, size=0, nlink=1, parent=ROOT, xattrs=0):
     times = (5, 6, 7, 8)
     return InodeRow(ino, 1, mode, 3, 4, 0, size, nlink, parent, *times, None, xattrs, 999, 999)
-
-
-def simulated(body, **options):
-    """Run `body(volume)` on a new volume, then check it."""
-    members = new_members("5", 3, **options)
-
-    async def test():
-        async with mounted(members) as volume:
-            await body(volume)
-
-    in_simulated_time(test)
-    checked(members)
-    return members
 
 
 async def arrive(volume, rewrite):

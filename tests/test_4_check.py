@@ -29,6 +29,7 @@ from raidfs.fs.attributes import Changes
 from raidfs.raid.array import ZoneMap
 from raidfs.raid.code import parse_code
 from raidfs.raid.label import LABEL_BYTES, encode_label, read_labels, write_label
+from raidfs.store.hidden import MOVES_INO
 from raidfs.store.meta import Leaf, Meta
 from raidfs.store.mirror import Mirror
 
@@ -253,6 +254,7 @@ SABOTAGE = {
     "names.position": sql("UPDATE dirent SET position = position + 99 WHERE ino = {big}"),
     "names.parent": sql("UPDATE dirent SET parent = {big} WHERE ino = {both}"),
     "names.dangling": sql("UPDATE dirent SET ino = 9999 WHERE ino = {big}"),
+    "moves.number": sql(f"UPDATE dirent SET parent = {MOVES_INO} WHERE ino = {{both}}"),
     "names.kind": sql("UPDATE dirent SET kind = 4 WHERE ino = {big}"),
     "names.dotdot": sql("UPDATE inode SET parent = 1 WHERE ino = {sub}"),
     "names.directory": sql(
@@ -285,6 +287,13 @@ SABOTAGE = {
     "cell.damaged": spoil_cell,
     "cell.end": sql(f"UPDATE inode SET size = {40 * CELL_BYTES - 99} WHERE ino = {{big}}"),
     "row.parity": wrong_parity,
+    "event.count": sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10001) "
+        "INSERT INTO event SELECT i, 1, 'Healed', 0, '', '{}' FROM n"
+    ),
+    "event.row": sql("INSERT INTO event VALUES (-5, 1, 'Healed', 0, '', '{}')"),
+    "event.member": sql("INSERT INTO event VALUES (5, 1, 'Healed', -7, '', '{}')"),
+    "event.details": sql("INSERT INTO event VALUES (5, 1, 'Healed', 0, '', '[1]')"),
 }
 
 # Of the volume with snapshots: what is wrong in one of them, or with all of them.
@@ -301,6 +310,7 @@ IN_SNAPSHOTS = {
     "snapshot.group": sql("UPDATE snapshot SET group_id = x'00' WHERE name = 'first'"),
     "kept.kind": sql(f"INSERT INTO kept VALUES ({GROUP_ID}, 'whim', x'00')"),
     "kept.prepared": sql(f"INSERT INTO kept VALUES ({GROUP_ID}, 'prepared', x'00')"),
+    "kept.parts": sql(f"INSERT INTO kept VALUES ({GROUP_ID}, 'took-part', x'00')"),
     "recorded.dangling": sql(f"INSERT INTO recorded VALUES ({GROUP_ID}, 0, 'x', x'00')"),
     "hold.tag": sql("UPDATE hold SET tag = '-x'"),
     "zone.missed": sql('UPDATE "column" SET missed = 9999 WHERE zone = 1 AND "column" = 2'),

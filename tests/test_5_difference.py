@@ -10,13 +10,17 @@ import pytest
 from simulated_volume import (
     CELL_BYTES,
     ROOT,
+    furnish,
+    furnish_and_upset,
     in_simulated_time,
     mounted,
     new_members,
+    overwrite,
     pattern,
+    simulated,
+    upset,
     write_file,
 )
-from test_5_rollback import furnish, overwrite, simulated, upset
 from whole import whole
 from workload import ME, Workload
 
@@ -332,9 +336,7 @@ def test_after_going_back():
 
     async def body(volume):
         store = volume.store
-        await furnish(volume)
-        await store.snapshots.create("one")
-        await upset(volume)
+        await furnish_and_upset(volume)
         await store.snapshots.create("two")
         await rollback(volume, "one")
         assert not await changes_of(volume, "one")
@@ -389,9 +391,7 @@ def test_of_a_volume_that_is_read_only():
 
     async def test():
         async with mounted(members) as volume:
-            await furnish(volume)
-            await volume.store.snapshots.create("one")
-            await upset(volume)
+            await furnish_and_upset(volume)
         async with mounted(members, read_only=True) as volume:
             then = await whole(volume, volume.store.snapshots.find("one"))
             compare(await changes_of(volume, "one"), then, await whole(volume))

@@ -691,3 +691,19 @@ def test_a_roster_is_known_by_its_members_too():
     assert Roster(7, (C, B, A)).fingerprint == ROSTER.fingerprint
     assert Roster(8, (A, B, C)).fingerprint != ROSTER.fingerprint
     assert Roster(7, (A, B)).fingerprint != ROSTER.fingerprint
+
+
+def test_who_is_no_member_any_more_is_not_waited_for():
+    """Once it is decided; before that a change of the members is the end of it."""
+    made = distributing()
+    heard(made, B, Done(ID))
+    assert [one.phase for one in made.running()] == [Phase.DISTRIBUTING]
+    actions = made.handle(e.Membership(Roster(8, (A, B))))
+    assert e.Forget(ID) in actions and made.running() == []
+    made = distributing()  # the other one still has to say so
+    assert e.Forget(ID) not in made.handle(e.Membership(Roster(8, (A, B))))
+    assert e.Forget(ID) in heard(made, B, Done(ID))
+    made = committing(mine=True)  # gone before it was visible here
+    heard(made, B, Done(ID))
+    made.handle(e.Membership(Roster(8, (A, B))))
+    assert e.Forget(ID) in made.handle(e.Visible(ID))

@@ -19,6 +19,7 @@ from simulated_volume import (
     mounted,
     new_members,
     reopened,
+    simulated,
 )
 from streams import ROOT, reader, received, records, sent, tree
 from test_5_stream import resealed
@@ -145,23 +146,20 @@ async def unchanged(members, before=None):
 def test_full_and_changes(two_states):
     streams, trees = two_states
 
-    async def run():
-        members = new_members("6", 5)
-        async with mounted(members) as volume:
-            quietly(volume)
-            for number, (stream, told) in enumerate(zip(streams, trees, strict=True)):
-                name = str(number + 1)
-                done = await received(volume, stream)
-                assert done.snapshot == name
-                assert await tree(volume) == told == await tree(volume, name)
-                assert volume.store.snapshots.find(name).note == f"note {number}"
-            assert await tree(volume, "1") == trees[0]
-            assert not Spool(volume).there
-            await volume.store.snapshots.swept()
-            assert await sent(volume, "2", "1") is not None
-        checked(members)
+    async def body(volume):
+        quietly(volume)
+        for number, (stream, told) in enumerate(zip(streams, trees, strict=True)):
+            name = str(number + 1)
+            done = await received(volume, stream)
+            assert done.snapshot == name
+            assert await tree(volume) == told == await tree(volume, name)
+            assert volume.store.snapshots.find(name).note == f"note {number}"
+        assert await tree(volume, "1") == trees[0]
+        assert not Spool(volume).there
+        await volume.store.snapshots.swept()
+        assert await sent(volume, "2", "1") is not None
 
-    in_simulated_time(run)
+    simulated(body, "6", 5)
 
 
 def test_the_same_snapshot_gives_the_same_bytes_wherever_it_is(two_states):
@@ -454,6 +452,62 @@ def test_changes_that_make_no_sense_change_nothing(two_states, lie):
     in_simulated_time(run)
 
 
+@pytest.mark.parametrize("size", [1000, 5000, 9000])
+def test_a_file_that_became_shorter_ends_in_zeros(size):
+    """What is left of its last page isn't believed to do so, but looked at: a rollback, too, leaves
+    a shorter file with the same page."""
+
+    async def fill_one(volume):
+        await write(volume, 1, b"file", (0, random_bytes(1, min(size * 2, 10_000))))
+
+    async def shorten(volume):
+        await volume.setattr(volume.lookup(1, b"file").ino, Changes(size=size), ROOT)
+
+    async def lengthen(volume):
+        await volume.setattr(volume.lookup(1, b"file").ino, Changes(size=size + 100), ROOT)
+
+    async def back(volume):
+        await rollback(volume, "2")
+
+    def lie(body):
+        if isinstance(body, form.Inode):
+            return [msgspec.structs.replace(body, inline=None)]
+        return [] if isinstance(body, form.Extents) else [body]
+
+    async def run():
+        streams, trees = await source(new_members("5", 3), fill_one, shorten, lengthen, back)
+        members = new_members("6", 4)
+        async with mounted(members) as volume:
+            quietly(volume)
+            await received(volume, streams[0])
+            with pytest.raises(FormatError, match="behind its end"):
+                await received(volume, resent(streams[1], lie))
+        await unchanged(members, trees[0])
+        members = reopened(members)
+        async with mounted(members) as volume:
+            for stream in streams[1:3]:
+                await received(volume, stream)
+            assert not any(isinstance(each, form.Extents) for each in records(streams[3]))
+            await received(volume, resent(streams[3], lie))
+            assert await tree(quietly(volume)) == trees[3]
+        checked(members)
+
+    in_simulated_time(run)
+
+
+def test_generations_leave_room_for_those_of_a_rollback(two_states):
+    stream = resent(two_states[0][0], each(form.Inode, generation=(1 << 63) - 1))
+
+    async def run():
+        members = new_members("5", 3)
+        async with mounted(members) as volume:
+            with pytest.raises(FormatError, match="generation"):
+                await received(volume, stream)
+        await unchanged(members)
+
+    in_simulated_time(run)
+
+
 @pytest.mark.parametrize(
     "seed", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 5))]
 )
@@ -493,64 +547,55 @@ def test_streams_changed_on_purpose_are_refused_or_make_a_sound_volume(two_state
 def test_a_target_that_is_not_what_the_stream_goes_on_from(two_states):
     streams, trees = two_states
 
-    async def run():
-        members = new_members("5", 3)
-        async with mounted(members) as volume:
-            quietly(volume)
-            with pytest.raises(UsageError, match="hasn't got"):
-                await received(volume, streams[1])
-            mine = await write(volume, 1, b"mine", (0, b"mine"))
-            with pytest.raises(UsageError, match="not empty"):
-                await received(volume, streams[0])
-            await received(volume, streams[0], force=True)
-            assert await tree(volume) == trees[0]
-            with pytest.raises(UsageError, match="already"):
-                await received(volume, streams[0])
-            mine = await write(volume, 1, b"mine", (0, b"mine"))
-            assert mine >= 17
-            with pytest.raises(UsageError, match="was changed"):
-                await received(volume, streams[1])
-            with pytest.raises(UsageError, match="another snapshot"):
-                await received(volume, streams[1], name="1", force=True)
-            await received(volume, streams[1], force=True, name="mine")
-            assert await tree(volume) == trees[1] == await tree(volume, "mine")
-            assert not Spool(volume).there
-        checked(members)
+    async def body(volume):
+        quietly(volume)
+        with pytest.raises(UsageError, match="hasn't got"):
+            await received(volume, streams[1])
+        mine = await write(volume, 1, b"mine", (0, b"mine"))
+        with pytest.raises(UsageError, match="not empty"):
+            await received(volume, streams[0])
+        await received(volume, streams[0], force=True)
+        assert await tree(volume) == trees[0]
+        with pytest.raises(UsageError, match="already"):
+            await received(volume, streams[0])
+        mine = await write(volume, 1, b"mine", (0, b"mine"))
+        assert mine >= 17
+        with pytest.raises(UsageError, match="was changed"):
+            await received(volume, streams[1])
+        with pytest.raises(UsageError, match="another snapshot"):
+            await received(volume, streams[1], name="1", force=True)
+        await received(volume, streams[1], force=True, name="mine")
+        assert await tree(volume) == trees[1] == await tree(volume, "mine")
+        assert not Spool(volume).there
 
-    in_simulated_time(run)
+    simulated(body)
 
 
 def test_reading_in_between_is_no_change(two_states):
     streams, trees = two_states
 
-    async def run():
-        members = new_members("5", 3)
-        async with mounted(members) as volume:
-            await received(volume, streams[0])
-            ino = volume.lookup(1, b"big").ino
-            before = volume.getattr(ino).atime_ns
-            await volume.read(ino, 0, 10)
-            volume.readdir(volume.lookup(1, b"directory").ino, 0, 10)
-            assert volume.getattr(ino).atime_ns != before
-            for each_ino in range(2, 40):
-                forget_all(volume, each_ino)
-            await received(volume, streams[1])
-            assert await tree(quietly(volume)) == trees[1]
-        checked(members)
+    async def body(volume):
+        await received(volume, streams[0])
+        ino = volume.lookup(1, b"big").ino
+        before = volume.getattr(ino).atime_ns
+        await volume.read(ino, 0, 10)
+        volume.readdir(volume.lookup(1, b"directory").ino, 0, 10)
+        assert volume.getattr(ino).atime_ns != before
+        for each_ino in range(2, 40):
+            forget_all(volume, each_ino)
+        await received(volume, streams[1])
+        assert await tree(quietly(volume)) == trees[1]
 
-    in_simulated_time(run)
+    simulated(body)
 
 
 def test_a_stream_too_large_for_the_volume(two_states):
-    async def run():
-        members = new_members("5", 3, slots=6)
-        async with mounted(members) as volume:
-            with pytest.raises(OutOfSpace):
-                await received(volume, two_states[0][0])
-            await write(volume, 1, b"there is room again", (0, bytes(200_000)))
-        checked(members)
+    async def body(volume):
+        with pytest.raises(OutOfSpace):
+            await received(volume, two_states[0][0])
+        await write(volume, 1, b"there is room again", (0, bytes(200_000)))
 
-    in_simulated_time(run)
+    simulated(body, slots=6)
 
 
 def test_a_snapshot_deleted_while_it_is_sent(two_states):
@@ -741,23 +786,20 @@ def test_a_crash_at_every_sync_while_receiving(two_states, every):
 
 
 def test_a_receiver_that_is_told_to_end_leaves_a_volume_that_goes_on(two_states):
-    async def run():
-        members = new_members("5", 3)
-        async with mounted(members) as volume:
-            with trio.CancelScope() as scope:
-                pieces = reader(two_states[0][0], 5000)
+    async def body(volume):
+        with trio.CancelScope() as scope:
+            pieces = reader(two_states[0][0], 5000)
 
-                async def read():
-                    data = await pieces()
-                    if volume.store.pages.dirty_cells or not data:
-                        scope.cancel()
-                        await trio.lowlevel.checkpoint()
-                    return data
+            async def read():
+                data = await pieces()
+                if volume.store.pages.dirty_cells or not data:
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                return data
 
-                await Receiver(volume, read).run()
-            assert scope.cancelled_caught
-            await give_up(volume)
-            await received(volume, two_states[0][0])
-        checked(members)
+            await Receiver(volume, read).run()
+        assert scope.cancelled_caught
+        await give_up(volume)
+        await received(volume, two_states[0][0])
 
-    in_simulated_time(run)
+    simulated(body)

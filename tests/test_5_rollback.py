@@ -12,67 +12,30 @@ import pytest
 import trio
 from simulated import World, members_of
 from simulated_volume import (
-    CELL_BYTES,
     ROOT,
     SLOTS,
     checked,
     fresh_files,
+    furnish,
+    furnish_and_upset,
     in_simulated_time,
     mounted,
     overwrite,
     pattern,
     read_file,
     simulated,
+    upset,
     write_file,
 )
 from whole import whole
 from workload import ME, Workload
 
 from raidfs.errors import FsError, NoSuchSnapshot, OutOfSpace, SnapshotHeld, UsageError
-from raidfs.fs.attributes import Changes
 from raidfs.fs.rollback import rollback
 from raidfs.store import database
 from raidfs.store import rewrite as rewrite_module
 from raidfs.store import store as store_module
 from raidfs.store.rewrite import rewriting
-
-
-async def furnish(volume):
-    """Some of everything."""
-    await write_file(volume, b"large", pattern(1, 600, 77))
-    await write_file(volume, b"small", b"x" * 100)
-    await write_file(volume, b"kept", pattern(2, 10))
-    directory = volume.mkdir(ROOT, b"directory", 0o755, ME).ino
-    inner = volume.mkdir(directory, b"inner", 0o700, ME).ino
-    volume.symlink(inner, b"soft", b"../../large", ME)
-    volume.link(volume.lookup(ROOT, b"small").ino, inner, b"hard")
-    volume.setxattr(directory, b"user.colour", b"blue", 0, ME)
-    volume.setxattr(volume.lookup(ROOT, b"kept").ino, b"user.long", b"y" * 3000, 0, ME)
-    for number in range(30):
-        name = b"many %d" % number
-        volume.release(ino := volume.create(inner, name, 0o600, 0, ME).ino)
-        volume.forget(ino)
-
-
-async def upset(volume):
-    """Change all of it."""
-    directory = volume.lookup(ROOT, b"directory").ino
-    inner = volume.lookup(directory, b"inner").ino
-    await overwrite(volume, b"large", pattern(3, 5), 100 * CELL_BYTES + 9)
-    await volume.setattr(volume.lookup(ROOT, b"large").ino, Changes(size=300_000), ME)
-    await overwrite(volume, b"small", pattern(4, 3))
-    volume.unlink(ROOT, b"small")
-    volume.removexattr(directory, b"user.colour")
-    volume.setxattr(directory, b"user.size", b"large", 0, ME)
-    for number in range(30):
-        volume.unlink(inner, b"many %d" % number)
-    volume.unlink(inner, b"soft")
-    volume.unlink(inner, b"hard")
-    volume.rmdir(directory, b"inner")
-    volume.rename(ROOT, b"directory", ROOT, b"moved")
-    await write_file(volume, b"new", pattern(5, 40))
-    volume.mkdir(directory, b"inner", 0o711, ME)
-    volume.unlink(ROOT, b"kept")
 
 
 def test_all_is_as_it_was_and_forward_again():
@@ -278,9 +241,7 @@ def test_users_wait_meanwhile_and_see_one_state():
 def test_a_change_that_fails_is_undone():
     async def body(volume):
         store = volume.store
-        await furnish(volume)
-        await store.snapshots.create("one")
-        await upset(volume)
+        await furnish_and_upset(volume)
         now = await whole(volume)
         await store.commit()
         figures = store.meta.live_cells(), store.meta.count_inodes()

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 
+from raidfs import unix_socket
 from raidfs.daemon import control
 from raidfs.daemon.control import (
     ControlClient,
@@ -21,15 +22,37 @@ from raidfs.daemon.control import (
 from raidfs.errors import UsageError
 
 
+@contextlib.contextmanager
+def serving(path, handlers):
+    """A server in a thread of its own."""
+    started = threading.Event()
+    scope = trio.CancelScope()
+    token = None
+
+    async def serve():
+        nonlocal token
+        token = trio.lowlevel.current_trio_token()
+        server = ControlServer(path, handlers)
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.run)
+                started.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert started.wait(10)
+    yield
+    token.run_sync_soon(scope.cancel)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 @pytest.fixture
 def served(tmp_path):
     """A server in a thread of its own; yields its socket's path and what it was asked."""
     path = tmp_path / ("x" * 120) / "control.sock"  # longer than sun_path
     path.parent.mkdir()
     asked = []
-    started = threading.Event()
-    scope = trio.CancelScope()
-    token = None
 
     async def sync(request):
         asked.append(request)
@@ -41,23 +64,8 @@ def served(tmp_path):
     async def broken(request):
         raise ZeroDivisionError
 
-    async def serve():
-        nonlocal token
-        token = trio.lowlevel.current_trio_token()
-        handlers = {SyncRequest: sync, MemberFailRequest: fail, StatusRequest: broken}
-        server = ControlServer(path, handlers)
-        with scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(server.run)
-                started.set()
-
-    thread = threading.Thread(target=trio.run, args=(serve,))
-    thread.start()
-    assert started.wait(10)
-    yield path, asked
-    token.run_sync_soon(scope.cancel)
-    thread.join(10)
-    assert not thread.is_alive()
+    with serving(path, {SyncRequest: sync, MemberFailRequest: fail, StatusRequest: broken}):
+        yield path, asked
 
 
 def raw_exchange(path, data):
@@ -131,7 +139,7 @@ def test_endless_lines_are_hung_up_on(served):
 
 
 def test_a_stranger_is_turned_away(served, monkeypatch):
-    monkeypatch.setattr(control, "peer_uid", lambda connection: 12345)
+    monkeypatch.setattr(unix_socket, "peer_uid", lambda connection: 12345)
     with ControlClient(served[0]) as client, pytest.raises(ControlError):
         client.ask(SyncRequest())
     assert not served[1]
@@ -157,9 +165,6 @@ def counting(tmp_path):
     """A server that counts; yields its socket's path and what it yielded and closed."""
     path = tmp_path / "control.sock"
     done = {"yielded": 0, "closed": 0}
-    scope = trio.CancelScope()
-    token = None
-    started = threading.Event()
 
     async def count(request):
         try:
@@ -175,22 +180,8 @@ def counting(tmp_path):
     async def sync(request):
         return "synced"
 
-    async def serve():
-        nonlocal token
-        token = trio.lowlevel.current_trio_token()
-        server = ControlServer(path, {CountRequest: count, SyncRequest: sync})
-        with scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(server.run)
-                started.set()
-
-    thread = threading.Thread(target=trio.run, args=(serve,))
-    thread.start()
-    assert started.wait(10)
-    yield path, done
-    token.run_sync_soon(scope.cancel)
-    thread.join(10)
-    assert not thread.is_alive()
+    with serving(path, {CountRequest: count, SyncRequest: sync}):
+        yield path, done
 
 
 def numbers(client, **options):

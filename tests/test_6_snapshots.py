@@ -25,8 +25,10 @@ from raidfs.daemon.snapshots import (
     SnapshotRollbackRequest,
     SnapshotService,
 )
+from raidfs.daemon.streams import SnapshotGiveUpRequest, SnapshotTokenRequest, TokenTold
 from raidfs.errors import FormatError, NoSuchSnapshot, OutOfSpace, SnapshotHeld
 from raidfs.fs.difference import Change, Range
+from raidfs.fs.spool import Spool
 
 DAY_NS = 24 * 3600 * 10**9
 
@@ -60,6 +62,19 @@ async def names(served):
 async def take(served, *names_):
     for name in names_:
         await served.ask(SnapshotCreateRequest(name=name))
+
+
+@pytest.mark.trio
+async def test_what_is_kept_of_a_stream_and_damaged_can_be_given_up(tmp_path):
+    """It is told that something is there, and no way to go on with it."""
+    async with serving(tmp_path) as served:
+        spool = Spool(served.volume)
+        await spool.make()
+        await spool.write(0, b"what no raidfs has sent" * 1000)
+        told = await served.ask(SnapshotTokenRequest())
+        assert told == TokenTold(bytes=23_000)
+        assert await served.ask(SnapshotGiveUpRequest()) == 23_000
+        assert await served.ask(SnapshotTokenRequest()) == TokenTold()
 
 
 @pytest.mark.trio

@@ -18,7 +18,9 @@ FLOORS = {
     "known": 1,
     "engine": 1,
     "columns": 1,
+    "reliability": 1,
     "errors": 1,
+    "unix_socket": 1,
     "raid": 2,
     "store": 3,
     "check": 4,
@@ -43,7 +45,7 @@ BANNED = ("block", "stripe", "node", "disk", "segment")
 # Names that others chose: POSIX, SQLite, zlib and the like; `inode` is a word of its own.
 FOREIGN = re.compile(
     r"inodes?|st_blocks|st_blksize|blksize|blocks|f_blocks|blocking|blockdev|BLK\w*|S_ISBLK|S_IFBLK"
-    r"|mknod|is_block_device|BlockingIOError|nodev",
+    r"|mknod|is_block_device|BlockingIOError|nodev|might_not_block",
     re.IGNORECASE,
 )
 

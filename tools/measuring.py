@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -95,6 +96,13 @@ def machine_line(told):
         f"guest_halt_poll_ns {'none' if halt is None else halt}, load {told['load']:.1f}, "
         f"erasure kernel {told['erasure_kernel']}"
     )
+
+
+def spread(values):
+    """The median, the 99th percentile and the highest."""
+    values = sorted(values)
+    rank = min(len(values) - 1, int(len(values) * 0.99))
+    return {"p50": median(values), "p99": values[rank], "max": values[-1]}
 
 
 def table(head, rows):

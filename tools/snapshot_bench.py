@@ -31,7 +31,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from measuring import machine, machine_line, progress, table, workshop
+from measuring import machine, machine_line, progress, spread, table, workshop
 from peers import PEERS, missing
 
 from raidfs.daemon.control import connect
@@ -222,18 +222,11 @@ def measure_delay(side, logs, options):
     return {
         "snapshots": len(spans),
         "writes_per_s": sum(job["write"]["iops"] for job in jobs),
-        "create_ms": _spread([(end - begin) * 1e3 for begin, end in spans]),
-        "delay_ms": _spread(longest_ms(found, spans)),
-        "quiet_ms": _spread(longest_ms(found, quiet)),
-        "gate_us": _spread(side.gates_us) if side.gates_us else None,
+        "create_ms": spread([(end - begin) * 1e3 for begin, end in spans]),
+        "delay_ms": spread(longest_ms(found, spans)),
+        "quiet_ms": spread(longest_ms(found, quiet)),
+        "gate_us": spread(side.gates_us) if side.gates_us else None,
     }
-
-
-def _spread(values):
-    """The median, the 99th percentile and the highest."""
-    values = sorted(values)
-    rank = min(len(values) - 1, int(len(values) * 0.99))
-    return {"p50": figures.median(values), "p99": values[rank], "max": values[-1]}
 
 
 def delay(options):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 from ..errors import UsageError
 from ..store.group_snapshots import HIDDEN, MOVING
+from ..store.hidden import MOVES_INO
 from ..store.meta import Meta
 from ..store.past import SNAPSHOT_ID_MAX
-from ..store.snapshots import PREPARED, check_name
+from ..store.snapshots import PREPARED, TOOK_PART, check_name
 from .leaves import Leaves
 from .ledger import Views
 from .report import Held, Report
@@ -17,7 +19,9 @@ from .versions import Versions
 from .zones import Zones
 
 GUID_BYTES = 16
-KEPT_KINDS = frozenset({PREPARED, "decision", "intent", "verdict", *MOVING})
+ENTRIES_AT_ONCE = 1000
+HEX = re.compile(rb"[0-9a-f]{32}")
+KEPT_KINDS = frozenset({PREPARED, TOOK_PART, "decision", "intent", "verdict", *MOVING})
 
 
 class Snapshots:
@@ -59,6 +63,7 @@ class Snapshots:
                 self.report.add("snapshot.guid", text)
         self._holds()
         self._groups()
+        self._moves()
 
     def _holds(self) -> None:
         """A hold is of a snapshot that has a name, and can be named to be released."""
@@ -86,17 +91,35 @@ class Snapshots:
                 text = f"snapshot {row.name} is of group snapshot {group_id.hex()}"
                 self.report.add("snapshot.group", text)
         for group_id, kind, _ in self.meta.kept():
-            self.report.count("promises to the group")
+            if kind != TOOK_PART:
+                self.report.count("promises to the group")
             if kind not in KEPT_KINDS or len(group_id) != GUID_BYTES:
                 self.report.add("kept.kind", f"{kind!r} is kept of {group_id.hex()}")
             row_of = of_groups.get(group_id)
             if kind == PREPARED and (row_of is None or not row_of.internal):
                 text = f"group snapshot {group_id.hex()} is promised, and there is no hidden part"
                 self.report.add("kept.prepared", text)
+            if kind == TOOK_PART and (row_of is None or row_of.internal):
+                text = f"who took part in group snapshot {group_id.hex()}, which isn't there"
+                self.report.add("kept.parts", text)
         for group_id in self.meta.recorded_ids():
             if group_id not in of_groups:
                 text = f"messages are recorded for {group_id.hex()}, which isn't there"
                 self.report.add("recorded.dangling", text)
+
+    def _moves(self) -> None:
+        """What is hidden is so for a move, told by its number."""
+        moves = {number.hex().encode() for number, kind, _ in self.meta.kept() if kind in MOVING}
+        position, over = -1, 0
+        while entries := self.meta.entries(MOVES_INO, position, ENTRIES_AT_ONCE):
+            position = entries[-1].position
+            for entry in entries:
+                self.report.count("hidden for moves")
+                over += entry.name not in moves
+                if not HEX.fullmatch(entry.name):
+                    self.report.add("moves.number", f"{entry.name!r} is hidden and no move's")
+        if over:
+            self.report.count("hidden for moves that are over", over)  # until the next mount
 
     # -- figures ----------------------------------------------------------------------------------
 

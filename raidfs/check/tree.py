@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from ..store.hidden import MOVES_INO
 from ..store.inodes import Dirent, InodeRow
 from ..store.meta import ROOT_INO, Meta
 from ..store.spool import SPOOL_INO
@@ -23,6 +24,7 @@ from .versions import Versions
 
 DIRECTORY = stat.S_IFDIR >> 12
 FILE = stat.S_IFREG >> 12
+ABOVE_ALL = frozenset({SPOOL_INO, MOVES_INO})  # numbers that are never handed out
 # What is counted of an inode
 LINKS, SUBDIRECTORIES, XATTRS, CELLS = range(4)
 
@@ -92,7 +94,7 @@ class Tree:
         versions = self._versions()
         for row, version in self.meta.all_inodes():
             versions.look(("inode", row.ino), version)
-            if row.ino >= self.meta.next_ino and row.ino != SPOOL_INO:
+            if row.ino >= self.meta.next_ino and row.ino not in ABOVE_ALL:
                 self.report.add("inode.number", f"inode {row.ino} was never handed out")
             if row.size < 0 or (stat.S_ISLNK(row.mode) and row.size != len(row.target or b"")):
                 self.report.add("inode.size", f"inode {row.ino} has size {row.size}")
@@ -109,7 +111,7 @@ class Tree:
         ino, nlink, kind = row.ino, row.nlink, stat.S_IFMT(row.mode) >> 12
         self.files.add(ino, span, kind, row.size)
         self.views.add(self.inodes, span)
-        if ino != SPOOL_INO:
+        if ino not in ABOVE_ALL:
             self.highest[span[0]] = max(self.highest[span[0]], ino)
         self._kinds.found(ino, kind, span)
         self.counts.said(ino, XATTRS, span, row.xattrs)
@@ -123,7 +125,7 @@ class Tree:
             parent = row.parent if nlink else ROOT_INO
             self._directories.setdefault(ino, []).append((*span, parent))
             self.counts.said(ino, SUBDIRECTORIES, span, max(nlink - 2, 0))
-            if nlink and ino != ROOT_INO:
+            if nlink and ino not in (ROOT_INO, MOVES_INO):
                 self.counts.said(ino, LINKS, span)
                 self._places.said(ino, row.parent, span)
         if nlink == 0 and span[1] > self.views.present:

@@ -13,6 +13,7 @@ from raidfs.cli.output import EXIT_ERROR, EXIT_USAGE, run_command
 # verb -> (module, command): imported when called, so that help and typing errors are quick.
 VERBS = {
     "create": ("raidfs.cli.create", "create_command"),
+    "plan": ("raidfs.cli.plan", "plan_command"),
     "status": ("raidfs.cli.status", "status_command"),
     "statistics": ("raidfs.cli.status", "statistics_command"),
     "list": ("raidfs.cli.status", "list_command"),
@@ -20,12 +21,16 @@ VERBS = {
     "snapshot": ("raidfs.cli.snapshot", "snapshot_group"),
     "group": ("raidfs.cli.group", "group_group"),
     "mv": ("raidfs.cli.mv", "mv_command"),
+    "events": ("raidfs.cli.events", "events_command"),
+    "monitor": ("raidfs.cli.monitor", "monitor_command"),
+    "metrics": ("raidfs.cli.metrics", "metrics_command"),
     "policy": ("raidfs.cli.policy", "policy_group"),
     "sync": ("raidfs.cli.umount", "sync_command"),
     "umount": ("raidfs.cli.umount", "umount_command"),
     "check": ("raidfs.cli.check", "check_command"),
     "extract": ("raidfs.cli.extract", "extract_command"),
     "clone": ("raidfs.cli.clone", "clone_command"),
+    "completion": ("raidfs.cli.completion", "completion_command"),
 }
 
 

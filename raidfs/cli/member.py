@@ -21,14 +21,25 @@ from raidfs.store.store import Store
 
 @click.group("member")
 def member_group() -> None:
-    """List the members of a volume, or take one out."""
+    """List the members of a volume, or take one out.
+
+    \b
+    Examples:
+      raidfs-ctl member list /mnt/tank
+      raidfs-ctl member fail /mnt/tank /srv/disk3
+    """
 
 
 @member_group.command("list")
 @click.argument("where", metavar="MOUNTPOINT-OR-MEMBER")
 @click.option("--json", "as_json", is_flag=True, help="JSON, with a version and plain integers.")
 def list_command(where: str, as_json: bool) -> int:
-    """List the members of one volume: number, kind, size, state, errors, path."""
+    """List the members of one volume: number, kind, size, state, errors, path.
+
+    \b
+    Example:
+      raidfs-ctl member list /mnt/tank
+    """
     status = status_of(where)
     if as_json:
         print_json({"volume": status.volume, "members": status.members})

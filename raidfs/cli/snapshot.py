@@ -80,6 +80,11 @@ def snapshot_group() -> None:
       tank@monday           by the volume's name, while it is mounted
       /mnt/tank/.snapshots/monday
     Of a volume that is not mounted, any member stands for the mountpoint.
+
+    \b
+    Examples:
+      raidfs-ctl snapshot create /mnt/tank monday
+      raidfs-ctl snapshot list /mnt/tank
     """
 
 
@@ -135,9 +140,10 @@ def create_command(words: tuple[str, ...], note: str, as_json: bool) -> int:
 @click.option("-n", "--dry-run", is_flag=True, help="Only tell what would be freed.")
 @yes_option
 @click.option("--wait", is_flag=True, help="Return when the room is free (unmounted: always).")
+@click.option("--force", is_flag=True, help="Also parts of group snapshots, in this volume alone.")
 @json_option
 def delete_command(
-    words: tuple[str, ...], dry_run: bool, yes: bool, wait: bool, as_json: bool
+    words: tuple[str, ...], dry_run: bool, yes: bool, wait: bool, force: bool, as_json: bool
 ) -> int:
     """Delete snapshots: all that are named, or none.
 
@@ -151,10 +157,10 @@ def delete_command(
     """
     named = target.snapshots(words, most=None)
     if yes and not dry_run:
-        request = SnapshotDeleteRequest(names=named.names, wait=wait, measure=as_json)
+        request = SnapshotDeleteRequest(names=named.names, wait=wait, measure=as_json, force=force)
         told = ask(named.volume, request, SnapshotDeleted)
     else:
-        told = _planned_deletion(named, dry_run, wait, as_json)
+        told = _planned_deletion(named, dry_run, wait, force, as_json)
     if as_json:
         print_json(
             {
@@ -168,16 +174,18 @@ def delete_command(
 
 
 def _planned_deletion(
-    named: target.Named, dry_run: bool, wait: bool, as_json: bool
+    named: target.Named, dry_run: bool, wait: bool, force: bool, as_json: bool
 ) -> SnapshotDeleted:
     """Tells what would be done and, unless that is all, asks and does it."""
-    request = SnapshotDeleteRequest(names=named.names, dry_run=True)
+    request = SnapshotDeleteRequest(names=named.names, dry_run=True, force=force)
     plan = ask(named.volume, request, SnapshotDeleted)
     what = f"{count_text(len(plan.names))} of {plan.volume} ({shown(plan.names)})"
     frees = f"{plan.freed_bytes} bytes ({size_text(plan.freed_bytes)})"
     if not dry_run:
         confirm(f"{what} will be deleted, which frees {frees}. Go on?", yes=False)
-        request = SnapshotDeleteRequest(names=tuple(plan.names), wait=wait, measure=False)
+        request = SnapshotDeleteRequest(
+            names=tuple(plan.names), wait=wait, measure=False, force=force
+        )
         ask(named.volume, request, SnapshotDeleted)
     elif not as_json:
         click.echo(f"would delete {what}\nwould free {frees}")

@@ -18,14 +18,15 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
+from raidfs import unix_socket
 from raidfs.cli import target
 from raidfs.cli.output import Size, confirm, print_json, size_text
 from raidfs.cli.service import ask
 from raidfs.cli.target import Mounted, Unmounted
-from raidfs.daemon.control import peer_uid
 from raidfs.daemon.streams import (
     SnapshotGiveUpRequest,
     SnapshotReceiveRequest,
@@ -48,15 +49,14 @@ class _Passage:
         self.error: OSError | None = None
         self._fd = fd
         self._outwards = outwards
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(self.path)
-        self._listener.listen(1)
+        self._listener = unix_socket.listen(Path(self.path), 1)
+        self._others: tuple[int, ...] = ()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def allow(self, uid: int) -> None:
         """Who connects, and this user; nobody else."""
-        os.chmod(self.path, 0o600)
         if uid != os.geteuid():
+            self._others = (uid,)
             os.chown(os.path.dirname(self.path), uid, -1)
             os.chown(self.path, uid, -1)
 
@@ -88,7 +88,7 @@ class _Passage:
                 self.error = error
 
     def _may(self, connection: socket.socket) -> bool:
-        return peer_uid(connection) in (0, os.geteuid()) or os.geteuid() == 0
+        return unix_socket.stranger(connection, *self._others) is None
 
     def _out(self, connection: socket.socket) -> None:
         while data := connection.recv(PIECE_BYTES):
@@ -226,6 +226,10 @@ def _tell_token(volume: Mounted | Unmounted, where: str, as_json: bool) -> int:
     if as_json:
         print_json(told)
         return 0
+    if not told.token and told.bytes:
+        raise UsageError(
+            f"what is kept on {where} is damaged: drop it with --abort, and start anew"
+        )
     if not told.token:
         raise UsageError(f"no interrupted transfer is kept on {where}", errno.ENOENT)
     click.echo(told.token)

@@ -17,9 +17,7 @@ import functools
 import inspect
 import logging
 import operator
-import os
 import socket
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 import msgspec
 import trio
 
+from raidfs import unix_socket
 from raidfs.daemon.registry import Entry, find_volume
 from raidfs.daemon.status import VolumeStatus
 from raidfs.errors import RaidfsError
@@ -96,30 +95,8 @@ Handler = Callable[[Any], Awaitable[Any] | AsyncGenerator[Any, None]]
 NULL = b"null"
 
 
-def peer_uid(connection: socket.socket | trio.socket.SocketType) -> int:
-    """The user at the other end (SO_PEERCRED: pid, uid, gid)."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    assert isinstance(raw, bytes)
-    uid: int = struct.unpack("3i", raw)[1]
-    return uid
-
-
-def listen(path: Path) -> trio.SocketListener:
-    """A listening unix socket at `path` (owner only). Bound through its directory's descriptor, so
-    that long paths don't hit the 108 bytes of sun_path."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.unlink(missing_ok=True)
-        raw.bind(f"/proc/self/fd/{directory}/{path.name}")
-        os.chmod(path, 0o600)
-        raw.listen(16)
-    except OSError:
-        raw.close()
-        raise
-    finally:
-        os.close(directory)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(raw))
+def _listener(path: Path) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(unix_socket.listen(path)))
 
 
 class ControlServer:
@@ -132,7 +109,7 @@ class ControlServer:
         may_tell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         """`may_tell` returns when answers may leave, which may tell what was done before."""
-        self._listener = listen(path)
+        self._listener = _listener(path)
         self._may_tell = may_tell
         self._handlers = handlers
         self._decoder = msgspec.json.Decoder(functools.reduce(operator.or_, handlers))
@@ -156,7 +133,7 @@ class ControlServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            if peer_uid(stream.socket) not in (0, os.geteuid()):
+            if unix_socket.stranger(stream.socket) is not None:
                 log.warning("control: a user other than the owner was turned away")
                 return
             try:
@@ -245,10 +222,9 @@ class ControlClient:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        directory = -1
         try:
-            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._socket.connect(f"/proc/self/fd/{directory}/{path.name}")
+            with unix_socket.short(path) as name:
+                self._socket.connect(name)
         except OSError as error:
             self._socket.close()
             raise ControlError(
@@ -256,9 +232,6 @@ class ControlClient:
                 " run this as the user who mounted it, or as root",
                 error.errno,
             ) from error
-        finally:
-            if directory >= 0:
-                os.close(directory)
         self._stream = self._socket.makefile("rb")
 
     def __enter__(self) -> ControlClient:

@@ -68,13 +68,13 @@ def errno_of(name: str, error: Exception) -> int:
     return number
 
 
-def answered(handler: Handler) -> Handler:
+def answered(handler: Handler, *, refusable: bool = True) -> Handler:
     """Promise 1, for one handler, which waits while the volume's door is closed."""
 
     @functools.wraps(handler)
     async def guarded(operations: FuseOperations, *arguments: Any) -> Any:
         try:
-            async with operations.door.passing():
+            async with operations.door.passing(refusable=refusable):
                 return await handler(operations, *arguments)
         except FUSEError:
             raise
@@ -82,6 +82,10 @@ def answered(handler: Handler) -> Handler:
             raise FUSEError(errno_of(handler.__name__, error)) from None
 
     return guarded  # type: ignore[return-value]
+
+
+# Of what gives something back: that is never refused.
+giving_back = functools.partial(answered, refusable=False)
 
 
 def entry_of(told: Attributes, parent: int = 0) -> EntryAttributes:
@@ -308,7 +312,7 @@ class FuseOperations(pyfuse3.Operations):
         self._volume.remember(entry.ino)
         return True
 
-    @answered
+    @giving_back
     async def releasedir(self, fh: FileHandleT) -> None:
         """closedir(3)."""
         self._volume.release(fh)
@@ -388,7 +392,7 @@ class FuseOperations(pyfuse3.Operations):
         """close(2) promises nothing: this answer makes the kernel ask only once."""
         raise FUSEError(errno.ENOSYS)
 
-    @answered
+    @giving_back
     async def release(self, fh: FileHandleT) -> None:
         """The last close of one open."""
         self._volume.release(fh)

@@ -261,7 +261,8 @@ class LaneSession(Watcher):
             number, opcode, message = request
             if opcode in AFTER_RELEASE:
                 self._release(lane)
-            answer = self._carried.begin(message)
+            refused = self._volume.door.refusal
+            answer = (errno.EIO, b"") if refused else self._carried.begin(message)
             if isinstance(answer, tuple) and lane.reply(number, *answer):
                 continue
             self._under_way += 1

@@ -31,7 +31,7 @@ from typing import Any
 import trio
 
 from raidfs import native
-from raidfs.daemon import mounts, registry
+from raidfs.daemon import mounts, notify, registry, stale
 from raidfs.daemon.condition import fail_member, store_condition
 from raidfs.daemon.control import (
     ControlServer,
@@ -44,6 +44,7 @@ from raidfs.daemon.control import (
     SyncRequest,
     WaitRequest,
 )
+from raidfs.daemon.events import EventService
 from raidfs.daemon.fuse import groups_of
 from raidfs.daemon.group import GroupProcess
 from raidfs.daemon.group_figures import obstacle_of
@@ -51,10 +52,13 @@ from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_service import GroupService, state_directory
 from raidfs.daemon.group_works import GroupWorks
 from raidfs.daemon.lane import LaneSession
+from raidfs.daemon.metrics import MetricsService, statistics_of
+from raidfs.daemon.metrics_server import Endpoint, MetricsServer
 from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, PlainSession, Session
+from raidfs.daemon.slow import slow_down
 from raidfs.daemon.snapshots import SnapshotService
 from raidfs.daemon.status import VolumeStatus, describe
-from raidfs.errors import MemberBusy, RaidfsError, UsageError
+from raidfs.errors import MemberBusy, RaidfsError, UsageError, means_missing
 from raidfs.fs.views import SNAPSHOTS_NAME
 from raidfs.fs.volume import Volume
 from raidfs.known import Known
@@ -68,6 +72,7 @@ log = logging.getLogger("raidfs")
 
 EXIT_REFUSED = 1
 EXIT_UNCLEAN = 3
+EXIT_MISSING = 4  # refused, because members are missing
 BUSY_WAIT_S = 10.0
 BUSY_POLL_S = 0.1
 READY = b"ready"
@@ -93,6 +98,7 @@ class MountOptions:
     lane: LaneOptions | None = field(default_factory=LaneOptions)
     log_level: int = logging.INFO
     log_path: str | None = None
+    metrics: Endpoint | None = None
     wait_busy_s: float = BUSY_WAIT_S
 
 
@@ -102,7 +108,7 @@ def mount(options: MountOptions) -> int:
         options = dataclasses.replace(options, read_only=True)
     if options.foreground:
         _log_to(_stderr_or_file(options), options.log_level)
-        return _serve(options, lambda: None)
+        return _serve(options, notify.ready)
     return _serve_in_background(options)
 
 
@@ -177,6 +183,8 @@ def _serve(options: MountOptions, ready: Callable[[], None]) -> int:
         daemon.report(_first(group))
     if daemon.was_ready and daemon.trouble:
         return EXIT_UNCLEAN
+    if daemon.missing:
+        return EXIT_MISSING
     return EXIT_REFUSED if daemon.trouble else 0
 
 
@@ -210,6 +218,7 @@ class Daemon:
         self.options = options
         self.mountpoint = ""
         self.trouble = ""
+        self.missing = False
         self.was_ready = False
         self._ready = ready
         self._outcome = Outcome()
@@ -223,6 +232,7 @@ class Daemon:
             self.trouble = f"{place}{error.strerror or error}"
         else:
             self.trouble = str(error)
+        self.missing = not self.was_ready and means_missing(error)
         if self.was_ready:
             log.error("%s", self.trouble)
         else:
@@ -231,6 +241,7 @@ class Daemon:
     async def run(self) -> None:
         """Everything, from the first check to the last cut."""
         mounts.check_fuse_device()
+        stale.clear(self.options.mountpoint)
         self.mountpoint = mounts.check_mountpoint(self.options.mountpoint)
         native.self_test()
         _allow_descriptors()
@@ -262,7 +273,7 @@ class Daemon:
             )
             if not self.options.read_only:
                 self.volume.reap_orphans()
-            await self._serve_mounted()
+            await self._serve_mounted(cleanup)
 
     def _root(self) -> int:
         """The root to be seen: the volume's, or that of a snapshot."""
@@ -299,13 +310,15 @@ class Daemon:
         return registry.Registration(entry)
 
     def _open_members(self) -> Assembly:
-        return Assembly.open(
+        assembly = Assembly.open(
             os.path.abspath(self.options.source),
             degraded=self.options.degraded,
             read_only=self.options.read_only,
             direct=self.options.direct,
             extra_paths=[os.path.abspath(path) for path in self.options.members],
         )
+        slow_down(assembly.members.values())
+        return assembly
 
     def _holder(self) -> registry.Entry | None:
         """Who has the volume of SOURCE mounted, if one of our daemons does."""
@@ -317,10 +330,14 @@ class Daemon:
 
     # -- while mounted ----------------------------------------------------------------------------
 
-    async def _serve_mounted(self) -> None:
+    async def _serve_mounted(self, cleanup: contextlib.ExitStack) -> None:
         try:
+            self._events = EventService(self.store, self.mountpoint)
             self._join_group()
+            metrics = MetricsService(self.status, self.statistics, self._group_service.status)
             handlers = {**self._handlers(), **self._group_service.handlers()}
+            handlers |= metrics.handlers()
+            server = await self._metrics_server(metrics, cleanup)
             control = ControlServer(self.registration.socket, handlers, self._group.told)
             session = self._mount()
             async with trio.open_nursery() as nursery:
@@ -330,6 +347,10 @@ class Daemon:
                 nursery.start_soon(self._group.run)
                 nursery.start_soon(self._group_service.run)
                 nursery.start_soon(self._signals)
+                nursery.start_soon(self._events.run)
+                if server is not None:
+                    nursery.start_soon(server.run)
+                self._events.mounted()
                 self._tune()
                 self.was_ready = True
                 self._ready()
@@ -350,6 +371,17 @@ class Daemon:
                 log.exception("the daemon ends because of an error inside raidfs")
                 self.trouble = self.trouble or "an error inside raidfs; its log tells more"
             raise
+
+    async def _metrics_server(
+        self, metrics: MetricsService, cleanup: contextlib.ExitStack
+    ) -> MetricsServer | None:
+        """It listens, if there is to be one; `cleanup` ends that."""
+        if self.options.metrics is None:
+            return None
+        server = MetricsServer(self.options.metrics, metrics.samples)
+        await server.open()
+        cleanup.callback(server.close)
+        return server
 
     def _join_group(self) -> None:
         """What the volume needs to be in a group, whether it is or not."""
@@ -391,6 +423,7 @@ class Daemon:
         session, self._session = self._session, None
         if session is None:
             return
+        notify.stopping()
         self._group.give_way()  # threads can't be stopped while the gate is shut
         with contextlib.suppress(OSError):
             self.registration.closing()
@@ -404,6 +437,7 @@ class Daemon:
                 await self._group.stop()
                 if self._end_streams is not None:
                     await self._end_streams()
+                await self._events.unmounted()
                 await self.store.stop()
                 log.info("%s is closed", self.assembly.label.volume_name)
             except RaidfsError as error:
@@ -422,6 +456,7 @@ class Daemon:
         if self._session is not None:
             await self._session.drain()
         if self._session is not None:
+            self._group.give_way()  # nothing is answered while the gate is shut
             self._session.stop()
 
     def _tune(self) -> None:
@@ -444,6 +479,7 @@ class Daemon:
             StopRequest: self._stop,
             MemberFailRequest: self._fail_member,
             **self._snapshots().handlers(),
+            **self._events.handlers(),
         }
 
     def _snapshots(self) -> SnapshotService:
@@ -464,13 +500,12 @@ class Daemon:
         return describe(store_condition(self.store, self.mountpoint, lane))
 
     async def _statistics(self, _: StatisticsRequest) -> dict[str, Any]:
-        return {
-            "store": self.store.statistics(),
-            "pages": self.store.pages.statistics(),
-            "inodes": self.volume.statistics(),
-            "kernel": native.kernel_selected(),
-            "lane": self._session.statistics() if self._session is not None else None,
-        }
+        return self.statistics()
+
+    def statistics(self) -> dict[str, Any]:
+        """What was counted since the mount, by part."""
+        lane = self._session.statistics() if self._session is not None else None
+        return statistics_of(self.volume, lane)
 
     async def _sync(self, _: SyncRequest) -> None:
         await self._drain()

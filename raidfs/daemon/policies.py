@@ -3,6 +3,7 @@
 1. Two runs at once take nothing twice.
 2. What was held, or deleted, since it was judged is left alone.
 3. A volume that is too full for what is due first lets go what is to go.
+4. In a group, its parts of the group's snapshots are none of its own policy's business.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from raidfs.store.snapshot_rows import Snapshot
 from raidfs.store.store import Store
 
 POLICY = "policy"  # its name among the volume's settings
+GROUP = "group"  # the setting that holds the volume's group
 VERDICTS_AT_ONCE = 256
 
 
@@ -101,9 +103,16 @@ class PolicyService:
         return self._policy_told(self._current())
 
     def _policy_told(self, policy: Policy | None) -> PolicyTold:
-        verdicts = policies.judge(policy, self.snapshots.all()) if policy else []
+        verdicts = policies.judge(policy, self._own()) if policy else []
         surplus = sum(not verdict.keep for verdict in verdicts)
         return PolicyTold(self._volume, policy, surplus)
+
+    def _own(self) -> list[Snapshot]:
+        """Promise 4."""
+        found = self.snapshots.all()
+        if self.store.meta.setting(GROUP) is None:
+            return list(found)
+        return [row for row in found if row.group_id is None]
 
     async def _set_policy(self, request: PolicySetRequest) -> PolicyTold:
         unknown = request.fields.keys() - {*KINDS, "minutes"}
@@ -141,7 +150,7 @@ class PolicyService:
         if not request.dry_run:
             await self._take(policy, planned)
             planned = []
-        verdicts = policies.judge(policy, [*self.snapshots.all(), *planned])
+        verdicts = policies.judge(policy, [*self._own(), *planned])
         going = [self.snapshots.find(verdict.name) for verdict in verdicts if not verdict.keep]
         freed = await self.snapshots.freed_cells(going)
         if not request.dry_run:
@@ -151,7 +160,7 @@ class PolicyService:
     def _planned(self, policy: Policy) -> list[_Planned]:
         """What is due now."""
         now_ns = self.store.clock()
-        kinds = policies.due(policy, self.snapshots.all(), now_ns)
+        kinds = policies.due(policy, self._own(), now_ns)
         planned = [_Planned(policies.name_of(kind, now_ns), now_ns) for kind in kinds]
         return [plan for plan in planned if not self.snapshots.is_taken(plan.name)]
 
@@ -163,7 +172,7 @@ class PolicyService:
             try:
                 await self.snapshots.create(plan.name)
             except OutOfSpace:
-                verdicts = policies.judge(policy, self.snapshots.all())
+                verdicts = policies.judge(policy, self._own())
                 await self._prune(
                     [self.snapshots.find(verdict.name) for verdict in verdicts if not verdict.keep]
                 )

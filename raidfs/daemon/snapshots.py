@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from raidfs.daemon.control import Handler, Request
-from raidfs.daemon.policies import PolicyService
+from raidfs.daemon.policies import GROUP, PolicyService
 from raidfs.daemon.streams import StreamService
 from raidfs.errors import NoSuchSnapshot, RaidfsError, SnapshotHeld, UsageError
 from raidfs.fs.difference import Change, difference
@@ -30,7 +30,6 @@ from raidfs.store.snapshot_rows import Snapshot
 from raidfs.store.snapshots import check_name
 
 RANGE = "%"  # no name of a snapshot has it
-GROUP = "group"  # the setting that holds the volume's group
 PIECE = 256  # of what is yielded at once
 RANGES_PER_WEIGHT = 50  # so many ranges of a change are as long as another change
 RANGES_AT_ONCE = 10_000
@@ -63,12 +62,13 @@ class SnapshotSpaceRequest(Request, frozen=True, tag="snapshot-space"):
 class SnapshotDeleteRequest(Request, frozen=True, tag="snapshot-delete"):
     """Names, and ranges FIRST%LAST. Answered with a SnapshotDeleted: at once, or with `wait` when
     the room is free. All are deleted, or none. `measure`: also how much that frees; that may
-    take longer than deleting."""
+    take longer than deleting. `force`: also parts of group snapshots, in this volume alone."""
 
     names: tuple[str, ...] = ()
     dry_run: bool = False
     wait: bool = False
     measure: bool = True
+    force: bool = False
 
     def changes(self) -> bool:
         return not self.dry_run
@@ -316,7 +316,9 @@ class SnapshotService:
     async def _delete(self, request: SnapshotDeleteRequest) -> SnapshotDeleted:
         chosen = self._chosen(request.names)
         self._check_not_held(chosen)
-        self._check_not_shared(chosen, "delete")
+        if not request.force:
+            self._check_not_shared(chosen, "delete")
+        self._check_not_bound(chosen)
         freed = None
         if request.measure:
             freed = self._bytes(await self.snapshots.freed_cells(chosen))
@@ -345,8 +347,14 @@ class SnapshotService:
             if each.group_id is not None:
                 raise UsageError(
                     f"{each.name!r} is part of a snapshot of the group, the same in all its"
-                    f" volumes: raidfs-ctl group delete does that, and nothing can {verb} one part"
+                    f" volumes, and can't be {verb}d alone: raidfs-ctl group delete deletes all of"
+                    " it (snapshot delete --force: this part alone, so it is INCOMPLETE)"
                 )
+
+    def _check_not_bound(self, chosen: Iterable[Snapshot]) -> None:
+        bound = self.store.group_snapshots.bound
+        if any(each.group_id in bound for each in chosen):
+            raise UsageError("the group is about to delete it, or to go back to it")
 
     async def _rename(self, request: SnapshotRenameRequest) -> SnapshotTold:
         snapshot = self._find(request.name)
@@ -366,9 +374,8 @@ class SnapshotService:
         lacking = [each.name for each in chosen if request.tag not in each.holds]
         if request.release and lacking and len(lacking) == len(chosen):
             raise UsageError(f"nothing to release: {lacking[0]} has no hold {request.tag!r}")
-        bound = self.store.group_snapshots.bound
-        if not request.release and any(each.group_id in bound for each in chosen):
-            raise UsageError("the group is about to delete it, or to go back to it")
+        if not request.release:
+            self._check_not_bound(chosen)
         for snapshot in chosen:
             if request.release and snapshot.name not in lacking:
                 await self.snapshots.release(snapshot.name, request.tag)

@@ -12,17 +12,19 @@ all is over. So the control socket stays one of lines.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import msgspec
 import trio
 
-from raidfs.daemon.control import Handler, Request, peer_uid
-from raidfs.errors import RaidfsError, UsageError
+from raidfs import unix_socket
+from raidfs.daemon.control import Handler, Request
+from raidfs.errors import FormatError, RaidfsError, Unrecoverable, UsageError
 from raidfs.fs.receive import Received, Receiver, give_up, kept_token
 from raidfs.fs.send import Sent, choose
+from raidfs.fs.spool import Spool
 from raidfs.fs.stream import Token
 from raidfs.fs.volume import Volume
 
@@ -64,7 +66,7 @@ class SnapshotGiveUpRequest(Request, frozen=True, tag="snapshot-give-up"):
 
 class TokenTold(msgspec.Struct, frozen=True):
     """Of the interrupted stream: which snapshot, how much of it is here, how to go on. Nothing is
-    here: all are empty."""
+    here: all are empty; all but `bytes`: what is here is damaged."""
 
     snapshot: str = ""
     bytes: int = 0
@@ -162,7 +164,10 @@ class StreamService:
     async def _token(self, _: SnapshotTokenRequest) -> TokenTold:
         with self._alone():
             async with self._under_way():
-                token = await kept_token(self.volume)
+                try:
+                    token = await kept_token(self.volume)
+                except (FormatError, Unrecoverable):  # it can only be given up
+                    return TokenTold(bytes=Spool(self.volume).size)
                 if token is None:
                     return TokenTold()
                 return TokenTold(token.header.name, token.offset, token.text())
@@ -174,15 +179,12 @@ class StreamService:
 
 
 async def _connected(path: str) -> trio.SocketStream:
-    """Promise 1. Through its directory's descriptor, so that long paths fit."""
+    """Promise 1."""
     raw = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     try:
-        directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            await raw.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
-        finally:
-            os.close(directory)
-        if peer_uid(raw) not in (0, os.geteuid()):
+        with unix_socket.short(Path(path)) as name:
+            await raw.connect(name)
+        if unix_socket.stranger(raw) is not None:
             raise UsageError("the socket for the stream is somebody else's", errno.EACCES)
     except OSError as error:
         raw.close()

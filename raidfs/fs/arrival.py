@@ -5,7 +5,7 @@ the kind they say; link counts are what the names come to; directories have one 
 to the root; content lies within its file, and is zeros behind its end. For an incremental stream
 all this is asked of the base with the changes made, and costs by the changes.
 
- 1. What passes here is a tree that check finds nothing wrong with.
+ 1. What passes here is a tree that check finds nothing wrong with, but for `tails`.
  2. Whatever doesn't is a FormatError. Nothing is changed here.
  3. Memory: some 60 bytes for each inode and each name of the stream.
 """
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, FsError
+from ..store.hidden import MOVES_INO
 from ..store.meta import ROOT_INO
 from ..store.past import as_view, within
 from ..store.spool import SPOOL_INO
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 I64 = npt.NDArray[np.int64]
 LISTED_AT_ONCE = 1000
 NUMBERS_MAX = SPOOL_INO // 2  # so that the volume never runs out of numbers by what it receives
+GENERATION_MAX = 1 << 62  # so that rollbacks can always give the next one
 _KINDS = (
     stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
     stat.S_IFBLK,
@@ -79,6 +81,7 @@ class Arrival:
         self._names_added: set[bytes] = set()
         self._names_removed: set[bytes] = set()
         self._place = (0, 0)  # inode and page up to which content came
+        self.tails: dict[int, int] = {}  # files that became shorter: the sizes; see `_open`
         self._homes: npt.NDArray[np.bool_] | None = None  # see `home`
 
     # -- record by record -------------------------------------------------------------------------
@@ -133,9 +136,19 @@ class Arrival:
         self._sizes.append(inode.size)
         self._inline.append(inode.inline is not None)
         self._whole.append(inode.whole)
+        if old is not None and not inode.whole and inode.size < old.size:
+            self._shorter(inode)
         self._inode, self._last_xattr = inode, b""
         if old is not None and not inode.whole and old.xattrs:
             self._xattr_names = dict.fromkeys(self.meta.xattr_names(old.ino), True)
+
+    def _shorter(self, inode: Inode) -> None:
+        """If its last page doesn't come, what the base has of it must be zeros behind the end: that
+        is for the caller to see to, as it takes a look at the content."""
+        assert self.header is not None
+        page, keep = divmod(inode.size, self.header.page_bytes)
+        if stat.S_ISREG(inode.mode) and keep and (page or inode.inline is None):
+            self.tails[inode.ino] = inode.size
 
     def _close(self) -> None:
         """All of the last inode has come."""
@@ -226,6 +239,8 @@ class Arrival:
         if end > -(-size // page_bytes):
             raise _wrong(extent.ino, "has content behind its end")
         self._place = (extent.ino, end)
+        if end > size // page_bytes:
+            self.tails.pop(extent.ino, None)
         if extent.hole:
             if self._whole[at]:
                 raise _wrong(extent.ino, "is new and has holes made into it")
@@ -405,7 +420,9 @@ def _check_row(inode: Inode) -> None:
     kind = stat.S_IFMT(inode.mode)
     if kind not in _KINDS or inode.mode > 0o177777:
         raise _wrong(inode.ino, "is of no kind")
-    if inode.ino == SPOOL_INO or (inode.ino == ROOT_INO and kind != stat.S_IFDIR):
+    if inode.generation > GENERATION_MAX:
+        raise _wrong(inode.ino, "has a generation beyond all bounds")
+    if inode.ino >= MOVES_INO or (inode.ino == ROOT_INO and kind != stat.S_IFDIR):
         raise _wrong(inode.ino, "can't have that number")
     if (inode.target is not None) != (kind == stat.S_IFLNK):
         raise _wrong(inode.ino, "is a link without a target, or the reverse")

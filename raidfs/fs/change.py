@@ -30,6 +30,7 @@ class Change:
         epoch = owner.store.epoch
         for inode in self._inodes:
             check_changeable(inode.row.ino)
+            owner.watches.note(inode.row.ino)
             owner.untell(inode)
         self._atomic.__enter__()
         try:

@@ -8,7 +8,7 @@ ends are compared, the names in it if it is a directory, and the leaves if it is
 never read: a page counts as changed when it lies elsewhere.
 
 Words: a *link* is a name of an inode that has, or had, another one. Inodes without a name (open,
-and removed) are no part of either end.
+and removed) are no part of either end, nor is what is hidden for a move (store/hidden.py).
 
  1. A change is told once for each name that it concerns: what came and went by its names; what was
     renamed, by pairs of them; what else was changed, by one of its names. A directory that was
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ import trio
 
 from ..errors import NoSuchSnapshot
 from ..pages import LEAF_PAGES
+from ..store.hidden import Hidden, hidden
 from ..store.meta import ROOT_INO
 from ..store.past import as_view, within
 from ..store.touched import PRESENT
@@ -133,6 +134,7 @@ class _End:
         self.snapshot = snapshot
         self.epoch = snapshot.epoch if snapshot is not None else PRESENT
         self._names: dict[int, Name] = {ROOT_INO: (0, b"")}  # one of each inode asked for
+        self._hidden = Hidden({})  # found later
 
     def number(self, ino: int) -> int:
         return ino if self.snapshot is None else as_view(self.snapshot.id, ino)
@@ -146,8 +148,13 @@ class _End:
 
     def row(self, ino: int) -> InodeRow | None:
         """None: it isn't there, or has no name."""
-        row = self.meta.inode(self.number(ino))
+        row = self._hidden.seen(self.meta.inode(self.number(ino)))
         return row if row is not None and row.nlink else None
+
+    async def find_hidden(self) -> Collection[int]:
+        """Before all else: what `row` leaves out, or tells with fewer names."""
+        self._hidden = await hidden(self.meta, self.snapshot.id if self.snapshot else 0)
+        return self._hidden.inos
 
     def entries(self, directory: int) -> Iterator[tuple[int, bytes, int]]:
         """(position, name, ino), by position"""
@@ -264,9 +271,11 @@ class _Difference:
     async def changes(self) -> AsyncGenerator[Change, None]:
         """By path."""
         since, until = self._span
-        inos = await self.meta.touched(since, self._next_ino, until)
+        touched = {*await self.old.find_hidden(), *await self.new.find_hidden()}
+        touched.update(await self.meta.touched(since, self._next_ino, until))
+        inos = sorted(touched)
         for at, ino in enumerate(inos):
-            self._compare_names(ino)
+            await self._compare_names(ino)
             if at % INODES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
         self._settle_names()
@@ -280,7 +289,7 @@ class _Difference:
 
     # -- names ------------------------------------------------------------------------------------
 
-    def _compare_names(self, directory: int) -> None:
+    async def _compare_names(self, directory: int) -> None:
         """Both ends list a directory by position, so what is the same is seen side by side."""
         rows = self.old.row(directory), self.new.row(directory)
         if not any(row is not None and stat.S_ISDIR(row.mode) for row in rows):
@@ -290,7 +299,11 @@ class _Difference:
             self.new.entries(directory) if rows[1] is not None else iter(()),
         ]
         heads = [next(side, None) for side in sides]
-        while any(heads):
+        for at in itertools.count(1):
+            if not any(heads):
+                return
+            if at % ENTRIES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
             old, new = heads
             if old == new:
                 heads = [next(side, None) for side in sides]

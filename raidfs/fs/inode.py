@@ -51,6 +51,7 @@ from .attributes import Attributes
 from .cached import Inode, InodeStatistics
 from .change import Change
 from .views import SNAPSHOTS_INO, Views, check_changeable
+from .watch import Watches
 
 if TYPE_CHECKING:
     from ..pages import Sealed
@@ -93,6 +94,7 @@ class Inodes:
         self.viewed: set[int] = set()  # snapshots of which inodes were here
         self.root = root
         self.views = Views(store)
+        self.watches = Watches()
         self._until_look = LOOK_EVERY  # calls of `ready` until it looks again
 
     # -- the cache --------------------------------------------------------------------------------
@@ -202,6 +204,7 @@ class Inodes:
         taken now, but they are written at the cut."""
         self.store.writable()
         check_changeable(inode.row.ino)
+        self.watches.note(inode.row.ino)
         self.untell(inode)
         if inode.dirty:
             return
@@ -310,6 +313,7 @@ class Inodes:
     # -- open, resident, referred to --------------------------------------------------------------
 
     def open(self, inode: Inode) -> None:
+        self.watches.note(inode.ino)
         inode.opens += 1
         self.pin(inode)
 

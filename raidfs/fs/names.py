@@ -9,8 +9,7 @@ entry lives, so a reader's cookie stays right whatever happens to other entries.
     makes a directory its own descendant.
  4. An entry that is there from the first call of readdir to the last is listed exactly once.
  5. In the root, `.snapshots` is the directory of snapshots (views.py) and no name of anything else.
-    It is listed only if `snapshots_listed`. `.raidfs-moves` is what comes from other volumes or has
-    gone there, and hidden, here and in views, from all but who has it `unveiled` (moves.py).
+    It is listed only if `snapshots_listed`.
  6. mtime and ctime of a directory change with its entries, ctime of an inode with its names.
 """
 
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import FsError
 from ..store.meta import ROOT_INO, InodeRow
-from ..store.past import FIRST_VIEW, within
 from .attributes import (
     LINKS_MAX,
     RENAME_EXCHANGE,
@@ -55,7 +53,6 @@ MISSED_AGAIN = 1000  # and that many more until that is tried again, if it could
 MISSED_DIRECTORIES_MAX = 1000  # for which this is counted
 LISTED_MAX = 1024  # names of a directory that is made known as a whole
 COOKIE_FIRST = 3  # cookies: 1 after ".", 2 after "..", position + 3 after an entry
-MOVES_NAME = b".raidfs-moves"
 _SPECIAL = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 
 
@@ -89,7 +86,6 @@ class Names:
         self.xattrs = xattrs
         self.groups_of = groups_of
         self._missed: dict[int, int] = {}  # lookups in a directory that found nothing
-        self.unveiled = False
 
     # -- looking ----------------------------------------------------------------------------------
 
@@ -111,18 +107,11 @@ class Names:
         if is_snapshots(parent, name) and self.has_snapshots:
             return self.inodes.get(SNAPSHOTS_INO)
         entry = self.meta.lookup(self.inodes.number(parent), name)
-        if entry is None or self._is_hidden(parent, name):
+        if entry is None:
             if self.known.enabled and directory.row.nlink:
                 self._missing(parent, name)
             raise FsError(errno.ENOENT)
         return self.inodes.get(entry.ino)
-
-    def _is_hidden(self, parent: int, name: bytes) -> bool:
-        return (
-            name == MOVES_NAME
-            and not self.unveiled
-            and (parent == ROOT_INO or (parent >= FIRST_VIEW and within(parent) == ROOT_INO))
-        )
 
     def _snapshot(self, name: bytes) -> Inode:
         """The root of that snapshot."""
@@ -147,7 +136,6 @@ class Names:
         entries = self.meta.entries(self.inodes.number(ino), -1, LISTED_MAX + 1)
         if len(entries) > LISTED_MAX:
             return False
-        entries = [each for each in entries if not self._is_hidden(ino, each.name)]
         for entry in entries:
             self.known.put_name(ino, entry.name, entry.ino)
         snapshots = int(ino == ROOT_INO and self.has_snapshots)
@@ -174,10 +162,7 @@ class Names:
             return found + self.views.entries(max(after, 2), limit - len(found))
         position = max(after - COOKIE_FIRST, -1)
         number = self.inodes.number(ino)
-        room = limit - len(found)
-        listed = self.meta.entries(number, position, room + 1)  # one of them may be hidden
-        listed = [each for each in listed if not self._is_hidden(ino, each.name)][:room]
-        for entry in listed:
+        for entry in self.meta.entries(number, position, limit - len(found)):
             kind = entry.kind << 12
             found.append(Entry(entry.name, entry.ino, kind, entry.position + COOKIE_FIRST))
         if ino == ROOT_INO and self.snapshots_listed and after < SNAPSHOTS_COOKIE:
@@ -192,8 +177,6 @@ class Names:
         check_changeable(parent)
         if is_snapshots(parent, name):
             raise FsError(errno.EPERM, "the directory of snapshots can't be changed")
-        if self._is_hidden(parent, name):
-            raise FsError(errno.EPERM, "that name is raidfs's own")
         entry = self.meta.lookup(parent, name)
         return Place(directory, name, entry, self.inodes.get(entry.ino) if entry else None)
 

@@ -28,7 +28,8 @@ COUNT_MAX = 100_000
 MINUTES_MAX = 60
 SECOND_NS = 10**9
 VERSION = 1
-_NAME = re.compile(r"autosnap_\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d_([a-z]+)", re.ASCII)
+PREFIX = "autosnap"
+_NAME = re.compile(r"(.+)_\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d_([a-z]+)", re.ASCII | re.DOTALL)
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -107,15 +108,15 @@ def decode(stored: bytes) -> Policy:
     return found.keep
 
 
-def name_of(kind: str, now_ns: int, zone: tzinfo | None = None) -> str:
+def name_of(kind: str, now_ns: int, zone: tzinfo | None = None, prefix: str = PREFIX) -> str:
     """What a snapshot taken now is called."""
-    return f"autosnap_{_local(now_ns, zone):%Y-%m-%d_%H:%M:%S}_{kind}"
+    return f"{prefix}_{_local(now_ns, zone):%Y-%m-%d_%H:%M:%S}_{kind}"
 
 
-def kind_of(name: str) -> str:
+def kind_of(name: str, prefix: str = PREFIX) -> str:
     """The kind that a name is of; empty for one that the policy has not given."""
     match = _NAME.fullmatch(name)
-    return match[1] if match and match[1] in KINDS else ""
+    return match[2] if match and match[1] == prefix and match[2] in KINDS else ""
 
 
 def _local(time_ns: int, zone: tzinfo | None) -> datetime:
@@ -154,12 +155,16 @@ def start(policy: Policy, kind: str, time_ns: int, zone: tzinfo | None = None) -
 
 
 def due(
-    policy: Policy, snapshots: Iterable[Taken], now_ns: int, zone: tzinfo | None = None
+    policy: Policy,
+    snapshots: Iterable[Taken],
+    now_ns: int,
+    zone: tzinfo | None = None,
+    prefix: str = PREFIX,
 ) -> list[str]:
     """The kinds of which a snapshot is to be taken now."""
     starts = {kind: start(policy, kind, now_ns, zone) for kind in KINDS if policy.count(kind)}
     for snapshot in snapshots:
-        kind = kind_of(snapshot.name)
+        kind = kind_of(snapshot.name, prefix)
         begun = starts.get(kind)
         if begun is None or snapshot.created_ns < begun:
             continue
@@ -168,12 +173,12 @@ def due(
     return list(starts)
 
 
-def judge(policy: Policy, snapshots: Iterable[Taken]) -> list[Verdict]:
+def judge(policy: Policy, snapshots: Iterable[Taken], prefix: str = PREFIX) -> list[Verdict]:
     """What is to be kept and what is to go, and why: the oldest first."""
     seen = dict.fromkeys(KINDS, 0)
     verdicts = []
     for snapshot in sorted(snapshots, key=lambda taken: (taken.created_ns, taken.name))[::-1]:
-        kind = kind_of(snapshot.name)
+        kind = kind_of(snapshot.name, prefix)
         if kind:
             seen[kind] += 1
         keep, reason = _judged(kind, seen.get(kind, 0), policy, snapshot)

@@ -25,15 +25,24 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from ..errors import FormatError, NoSuchSnapshot, OutOfSpace, RaidfsError, UsageError
+from ..errors import (
+    FormatError,
+    FsError,
+    NoSuchSnapshot,
+    OutOfSpace,
+    RaidfsError,
+    Unrecoverable,
+    UsageError,
+)
+from ..store.hidden import hidden
 from ..store.meta import ROOT_INO
 from ..store.past import as_view, within
 from ..store.rewrite import Rewrite, rewriting
-from ..store.snapshots import check_name
+from ..store.snapshots import NAME_BYTES_MAX, check_name
 from ..store.spool import SPOOL_INO
 from .arrival import Arrival
 from .deliver import Delivery, records_of
-from .rollback import go_back
+from .rollback import check_no_moves, go_back
 from .spool import Spool
 from .stream import RESUMED_BYTES, Decoder, Header, Record, Token, identity, resumed
 
@@ -106,6 +115,7 @@ class Receiver:
         try:
             await self._take_in(first)
             self._arrival.finish()
+            await self._check_tails()
         except FormatError as error:
             await self._give_up()
             raise self._reason(error) from error
@@ -132,7 +142,9 @@ class Receiver:
 
     async def _start(self) -> None:
         if self.spool.there:
-            kept = await kept_token(self.volume)
+            kept = None
+            with suppress(FormatError, Unrecoverable):  # nobody can go on with what is damaged
+                kept = await kept_token(self.volume)
             if kept is not None:
                 raise UsageError(
                     f"a part of {kept.header.name!r} was received before: go on with it (`snapshot"
@@ -169,7 +181,7 @@ class Receiver:
 
     async def _take_in(self, first: bytes) -> None:
         """All of the input, into the spool; StreamInterrupted where it ends too early."""
-        data, looked = first, False
+        data, looked = first or await self._more(), False
         while data:
             self._decoder.feed(data)
             for record in self._decoder.records():
@@ -266,6 +278,7 @@ class Receiver:
 
     async def _check_present(self) -> None:
         """It is what the stream goes on from, but for atimes. UsageError."""
+        check_no_moves(self.store)
         if self._force:
             return
         if self._base is None:
@@ -276,8 +289,10 @@ class Receiver:
                     errno.ENOTEMPTY,
                 )
             return
+        before, after = await hidden(self.meta, self._base.id), await hidden(self.meta)
         for ino in await self.meta.touched(self._base.epoch, self._base.next_ino):
-            now, then = self.meta.inode(ino), self.meta.inode(as_view(self._base.id, ino))
+            now = after.seen(self.meta.inode(ino))
+            then = before.seen(self.meta.inode(as_view(self._base.id, ino)))
             if ino != SPOOL_INO and _told(now) != _told(then):
                 raise UsageError(
                     f"the volume was changed since snapshot {self._base.name!r}, from which the"
@@ -296,6 +311,19 @@ class Receiver:
                 errno.EBUSY,
             )
 
+    async def _check_tails(self) -> None:
+        """What the base has of their last pages is zeros behind their ends. FormatError."""
+        base, cell_bytes = self._base, self.store.cell_bytes
+        for ino, size in self._arrival.tails.items():
+            assert base is not None
+            async with self.volume.door.passing():
+                with suppress(FsError):  # the base is gone: `_deliver` says so
+                    left = await self.volume.read(as_view(base.id, ino), size, -size % cell_bytes)
+                    if any(left):
+                        raise FormatError(
+                            f"the stream makes no sense: inode {ino} has content behind its end"
+                        )
+
     # -- being shown ------------------------------------------------------------------------------
 
     async def _deliver(self) -> Received:
@@ -309,7 +337,7 @@ class Receiver:
                 self._check_kernel()
                 async with rewriting(self.store) as rewrite:
                     if base is not None:
-                        await go_back(self.volume, base.name, rewrite)
+                        await go_back(self.volume, base, rewrite)
                     replace = self._force and base is None
                     await Delivery(
                         self.store, self.spool, self._arrival, rewrite, replace=replace
@@ -319,10 +347,11 @@ class Receiver:
             await self._give_up()
             raise
         await self.volume.audience.told()
+        names = {row.guid: row.name for row in self.store.snapshots.all()}
         return Received(
-            next(row.name for row in self.store.snapshots.all() if row.guid == header.guid),
+            names.get(header.guid, self._chosen_name),  # that it had, if it was deleted by now
             header.guid.hex(),
-            base.name if base is not None else None,
+            names.get(base.guid, base.name) if base is not None else None,
             self._bytes,
             self._resumed_at,
             len(self._arrival.inos),
@@ -347,7 +376,8 @@ class Receiver:
         assert header is not None
         name = self._chosen_name
         if snapshots.is_taken(name):
-            name = f"{name[:100]}-{header.guid.hex()}"
+            beginning = name.encode()[: NAME_BYTES_MAX - 33].decode(errors="ignore")
+            name = f"{beginning}-{header.guid.hex()}"
         snapshots.insert_in(epoch, name, header.note, header.guid, header.created_ns)
 
 
@@ -362,7 +392,7 @@ def _told(row: InodeRow | None) -> InodeRow | None:
 
 async def kept_token(volume: Volume) -> Token | None:
     """What to send to go on with the stream that was interrupted; None: there is none. FormatError
-    if what is kept is damaged."""
+    or Unrecoverable if what is kept is damaged."""
     spool, decoder = Spool(volume), Decoder()
     if not volume.store.read_only:
         await volume.store.commit()

@@ -13,7 +13,10 @@ get back row, names, attributes and leaves. Cells are referred to, never copied.
  5. A kernel with its write-back cache on believes nobody about size and times of a file that it
     knows. So changed files then get another generation: it takes them for others when it looks
     them up again, and what is open of them has to be opened again (EIO).
- 6. Newer snapshots stay, unless told otherwise, and so does what they hold: going forward to one
+ 6. What moves had hidden, then or now, is in neither: it belonged to another volume, or belongs to
+    one, or was a copy. So a file that the snapshot of the whole group has elsewhere doesn't come
+    back here.
+ 7. Newer snapshots stay, unless told otherwise, and so does what they hold: going forward to one
     of them later is a rollback as any other.
 """
 
@@ -21,16 +24,17 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from copy import copy
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
-from ..errors import RaidfsError, SnapshotHeld, UsageError
+from ..errors import NoSuchSnapshot, RaidfsError, SnapshotHeld, UsageError
 from ..store.group_snapshots import MOVING
+from ..store.hidden import Hidden, hidden
 from ..store.past import as_view, within
 from ..store.rewrite import Rewrite, rewriting
 from ..store.snapshots import check_name
@@ -39,6 +43,8 @@ from ..store.spool import SPOOL_INO
 if TYPE_CHECKING:
     from ..store.meta import Dirent, InodeRow, Meta
     from ..store.snapshot_rows import Snapshot
+    from ..store.snapshots import Snapshots
+    from ..store.store import Store
     from .volume import Volume
 
 ENTRIES_AT_ONCE = 1000
@@ -76,11 +82,7 @@ async def rollback(
     a name, or is taken; OutOfSpace when the metadata has no room. Then nothing has changed."""
     store = volume.store
     store.writable()
-    if any(kind in MOVING for _, kind, _ in store.meta.kept()):
-        raise UsageError(
-            "files are on their way to or from another volume: go back when these moves are over",
-            errno.EBUSY,
-        )
+    check_no_moves(store)
     _newer(volume, name, delete_newer)
     if keep is not None:
         check_name(keep)
@@ -89,25 +91,58 @@ async def rollback(
     if dry_run:
         await store.commit()
         return await _look(volume, name, delete_newer)
-    async with door or volume.door.closed(), rewriting(store) as rewrite:
-        going = _GoingBack(volume, name, delete_newer, progress)
-        going.also = also or going.also
-        await going.rewrite(rewrite)
-        with trio.CancelScope(shield=True):  # what is durable, all must know of
-            try:
-                epoch = await rewrite.finish(keep=keep, also=going.finish)
-            except RaidfsError:  # the volume has failed: what can be read yet shall be of one state
-                with suppress(RaidfsError):
-                    volume.reread()
-                raise
-            volume.reread()
+    with _reserved(store.snapshots, keep):
+        async with door or volume.door.closed(), rewriting(store) as rewrite:
+            going = _GoingBack(volume, store.snapshots.find(name), delete_newer, progress)
+            going.also = also or going.also
+            await going.rewrite(rewrite)
+            with trio.CancelScope(shield=True):  # what is durable, all must know of
+                epoch = await _finish(volume, rewrite, keep, going.finish)
     await volume.audience.told()
     return msgspec.structs.replace(going.figures, epoch=epoch)
 
 
-async def go_back(volume: Volume, name: str, rewrite: Rewrite) -> None:
-    """The first part of a change that goes on from that snapshot, in its rewrite."""
-    await _GoingBack(volume, name, False, None).rewrite(rewrite)
+def check_no_moves(store: Store) -> None:
+    """UsageError: the present can't be exchanged, since the other side counts on it."""
+    if any(kind in MOVING for _, kind, _ in store.meta.kept()):
+        raise UsageError(
+            "files are on their way to or from another volume: go back when these moves are over",
+            errno.EBUSY,
+        )
+
+
+@contextmanager
+def _reserved(snapshots: Snapshots, name: str | None) -> Iterator[None]:
+    """Nobody else is given the name meanwhile."""
+    if name is not None:
+        snapshots.reserve_name(name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            snapshots.release_name(name)
+
+
+async def _finish(
+    volume: Volume, rewrite: Rewrite, keep: str | None, also: Callable[[int], None]
+) -> int:
+    try:
+        epoch = await rewrite.finish(keep=keep, also=also)
+    except RaidfsError:  # the volume has failed: what can be read yet shall be of one state
+        with suppress(RaidfsError):
+            volume.reread()
+        raise
+    volume.reread()
+    return epoch
+
+
+async def go_back(volume: Volume, snapshot: Snapshot, rewrite: Rewrite) -> None:
+    """The first part of a change that goes on from that snapshot, in its rewrite. NoSuchSnapshot if
+    it was deleted meanwhile; it may have got another name."""
+    now = volume.store.snapshots.get(snapshot.id)
+    if now is None:
+        raise NoSuchSnapshot(f"snapshot {snapshot.name!r} was deleted meanwhile")
+    await _GoingBack(volume, now, False, None).rewrite(rewrite)
 
 
 def _newer(volume: Volume, name: str, delete: bool) -> list[Snapshot]:
@@ -129,8 +164,9 @@ async def _look(volume: Volume, name: str, delete_newer: bool) -> Rollback:
     meta = volume.store.meta
     snapshot = volume.store.snapshots.find(name)
     changed = removed = returned = 0
-    for ino in await _touched(meta, snapshot):
-        then, there = _then(meta, snapshot, ino), _is_there(meta, ino)
+    ends = await _hidden(meta, snapshot)
+    for ino in await _touched(meta, snapshot, ends):
+        then, there = _then(meta, snapshot, ino, ends[0]), _is_there(meta, ino, ends[1])
         changed += then is not None and there
         removed += then is None and there
         returned += then is not None and not there
@@ -138,15 +174,21 @@ async def _look(volume: Volume, name: str, delete_newer: bool) -> Rollback:
     return Rollback(name, changed, removed, returned, deleted)
 
 
-async def _touched(meta: Meta, snapshot: Snapshot) -> list[int]:
+async def _hidden(meta: Meta, snapshot: Snapshot) -> tuple[Hidden, Hidden]:
+    """Then, and now."""
+    return await hidden(meta, snapshot.id), await hidden(meta)
+
+
+async def _touched(meta: Meta, snapshot: Snapshot, ends: tuple[Hidden, Hidden]) -> list[int]:
     """The inodes to be looked at. A stream that is being received belongs to no state."""
-    inos = await meta.touched(snapshot.epoch, snapshot.next_ino)
-    return [ino for ino in inos if ino != SPOOL_INO]
+    inos = {*await meta.touched(snapshot.epoch, snapshot.next_ino)}
+    inos.update(*(end.inos for end in ends))
+    return sorted(inos - {SPOOL_INO})
 
 
-def _then(meta: Meta, snapshot: Snapshot, ino: int) -> InodeRow | None:
+def _then(meta: Meta, snapshot: Snapshot, ino: int, veil: Hidden) -> InodeRow | None:
     """The inode as the snapshot has it, in the terms of the present; None: it has no name there."""
-    row = meta.inode(as_view(snapshot.id, ino))
+    row = veil.seen(meta.inode(as_view(snapshot.id, ino)))
     if row is None or row.nlink == 0:
         return None
     row = copy(row)
@@ -154,9 +196,9 @@ def _then(meta: Meta, snapshot: Snapshot, ino: int) -> InodeRow | None:
     return row
 
 
-def _is_there(meta: Meta, ino: int) -> bool:
+def _is_there(meta: Meta, ino: int, veil: Hidden) -> bool:
     """In the present, under a name."""
-    row = meta.inode(ino)
+    row = veil.seen(meta.inode(ino))
     return row is not None and row.nlink > 0
 
 
@@ -164,12 +206,12 @@ class _GoingBack:
     """One rollback, in a rewrite."""
 
     def __init__(
-        self, volume: Volume, name: str, delete_newer: bool, progress: Progress | None
+        self, volume: Volume, snapshot: Snapshot, delete_newer: bool, progress: Progress | None
     ) -> None:
         self.meta = volume.store.meta
         self.snapshots = volume.store.snapshots
-        self.snapshot = self.snapshots.find(name)
-        self.deleted = _newer(volume, name, delete_newer)
+        self.snapshot = snapshot
+        self.deleted = _newer(volume, snapshot.name, delete_newer)
         self.progress = progress or (lambda done, total: None)
         self.new_generations = volume.kernel_keeps_sizes
         self.changed = self.removed = self.returned = 0
@@ -181,9 +223,11 @@ class _GoingBack:
         return Rollback(self.snapshot.name, self.changed, self.removed, self.returned, deleted)
 
     async def rewrite(self, rewrite: Rewrite) -> None:
-        touched = await _touched(self.meta, self.snapshot)
+        ends = await _hidden(self.meta, self.snapshot)
+        touched = await _touched(self.meta, self.snapshot, ends)
         for done, ino in enumerate(touched):
-            then, there = _then(self.meta, self.snapshot, ino), _is_there(self.meta, ino)
+            then = _then(self.meta, self.snapshot, ino, ends[0])
+            there = _is_there(self.meta, ino, ends[1])
             if then is not None:
                 await self._put(rewrite, then)
             else:
@@ -205,17 +249,18 @@ class _GoingBack:
             names = meta.xattr_names(view)
             values = {name: meta.xattr(view, name) for name in names}
             rewrite.set_xattrs(ino, {n: value for n, value in values.items() if value is not None})
-        entries = self._entries(view)
+        entries = await self._entries(view)
         if entries or not meta.is_empty(ino):
             await rewrite.set_names(ino, [(e.name, within(e.ino), e.kind) for e in entries])
         for number in meta.leaves_between(ino, self.snapshot.epoch):
             rewrite.put_leaf(ino, number, meta.leaf(view, number))
             await rewrite.pause()
 
-    def _entries(self, view: int) -> list[Dirent]:
+    async def _entries(self, view: int) -> list[Dirent]:
         found: list[Dirent] = []
         while more := self.meta.entries(view, found[-1].position if found else -1, ENTRIES_AT_ONCE):
             found += more
+            await trio.lowlevel.checkpoint()
         return found
 
     def finish(self, epoch: int) -> None:

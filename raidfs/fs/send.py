@@ -6,7 +6,8 @@ the same content (and where the cleaner moves a cell, it moves it for all versio
 
  1. The bytes depend on nothing but the snapshot, the base, and the name and note that the snapshot
     had when the sending began (stream.py, promise 1).
- 2. Holes are not sent, nor what both snapshots have in common. Files without a name aren't either.
+ 2. Holes are not sent, nor what both snapshots have in common. Files without a name aren't either,
+    nor what is hidden for a move to or from another volume (store/hidden.py).
  3. Memory is bounded by one record, and a number for each inode that changed.
  4. A snapshot that is deleted meanwhile ends the sending; no record is sent that it has spoilt.
 """
@@ -26,6 +27,7 @@ import trio
 from .. import native
 from ..errors import NoSuchSnapshot, UsageError
 from ..pages import LEAF_PAGES
+from ..store.hidden import Hidden, hidden
 from ..store.past import as_view, within
 from ..store.spool import SPOOL_INO
 from .stream import (
@@ -144,6 +146,7 @@ class Sending:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._sent = 0
+        self._hidden: dict[int, Hidden] = {}  # by the snapshot's id
         self._gone: list[int] = []
         self._extents: list[Extent] = []
         self._pieces: list[_Piece] = []  # of the extents with content
@@ -158,6 +161,9 @@ class Sending:
         snapshot is deleted meanwhile."""
         self._write = write
         await self._put(self._encoder.begin())
+        for row in (self.snapshot, self.base):
+            if row is not None:
+                self._hidden[row.id] = await hidden(self.meta, row.id)
         for number, ino in enumerate(await self._inos()):
             await self._inode(ino)
             if number % INODES_PER_TURN == 0:
@@ -196,7 +202,9 @@ class Sending:
         """Ascending: all that the snapshot has, or may differ from those of the base."""
         if self.base is not None:
             base, epoch = self.base, self.snapshot.epoch
-            return await self.meta.touched(base.epoch, base.next_ino, epoch)
+            inos = {*await self.meta.touched(base.epoch, base.next_ino, epoch)}
+            inos.update(*(end.inos for end in self._hidden.values()))
+            return sorted(inos)
         return self._all()
 
     def _all(self) -> Iterator[int]:
@@ -209,7 +217,7 @@ class Sending:
         """The inode as a snapshot has it, if it has a name there."""
         if snapshot is None or ino == SPOOL_INO:
             return None
-        row = self.meta.inode(as_view(snapshot.id, ino))
+        row = self._hidden[snapshot.id].seen(self.meta.inode(as_view(snapshot.id, ino)))
         return row if row is not None and row.nlink > 0 else None
 
     # -- one inode --------------------------------------------------------------------------------
@@ -252,7 +260,9 @@ class Sending:
         added: list[NameTo] = []
         before = self._entries(old.ino) if old is not None else iter(())
         there = next(before, None)
-        for position, entry in self._entries(new.ino):
+        for at, (position, entry) in enumerate(self._entries(new.ino)):
+            if at % NAMES_MAX == 0:
+                await trio.lowlevel.checkpoint()
             while there is not None and there[0] < position:
                 removed.append(there[1].name)
                 there = next(before, None)

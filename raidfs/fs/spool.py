@@ -73,11 +73,14 @@ class Spool:
             await self.volume.setattr(SPOOL_INO, Changes(size=size), _ROOT)
 
     async def drop(self) -> None:
-        """No harm if there is none."""
+        """No harm if there is none. Durable on return: before that there can't be another, as it
+        would have the same number."""
         async with self.volume.door.passing():
             await self.volume.ready()
-            if self.there:
-                self.volume.inodes.remove_spool()
+            if not self.there:
+                return
+            self.volume.inodes.remove_spool()
+        await self.store.commit()
 
     # -- reading ----------------------------------------------------------------------------------
 

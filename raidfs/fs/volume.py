@@ -19,6 +19,7 @@ bits, owners and times that an operation changes are ours.
  3. Inodes of snapshots, reached through `.snapshots` in the root, answer all that reads; what would
     change them is ReadOnly.
  4. `fsync` returns when everything told before it is durable.
+ 5. What was given to another volume is ESTALE to all that would open or change it (watch.py).
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ class Volume:
         lane either, and that nothing is dirty: all is durable. The kernel is told of `inos` and
         `names` (None: of all it knows); await `audience.told()` to know that it was, and let its
         requests be answered before."""
+        self.inodes.watches.break_all()
         for inode in reread(self.inodes):
             self.files.vouch(inode)
         self.names.forget()
@@ -173,6 +175,7 @@ class Volume:
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """ENOENT when there is none; b"." and b".." work too."""
+        self.inodes.watches.check(parent)
         return self._told(self.names.lookup(parent, name), parent, name)
 
     def parent_of(self, ino: int) -> int:
@@ -181,6 +184,7 @@ class Volume:
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> Attributes:
         """A new regular file, opened: `release` it. One that exists is opened, unless O_EXCL."""
+        self.inodes.watches.check(parent)
         try:
             made = self.names.make(parent, name, stat.S_IFREG | mode & 0o7777, caller)
         except FsError as error:
@@ -195,6 +199,7 @@ class Volume:
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> Attributes:
         """A new regular file without a name, opened: `release` it. `link` may name it, unless
         O_EXCL; else it goes when it is neither open nor referred to."""
+        self.inodes.watches.check(parent)
         linkable = not flags & os.O_EXCL
         made = self.names.make_unnamed(parent, mode, caller, linkable=linkable)
         self.files.open_inode(made)
@@ -202,6 +207,7 @@ class Volume:
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
         """A file, fifo, socket or device, by the type bits of `mode` (none: a file)."""
+        self.inodes.watches.check(parent)
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind in (stat.S_IFDIR, stat.S_IFLNK):
             raise FsError(errno.EINVAL)
@@ -209,25 +215,31 @@ class Volume:
         return self._told(made, parent, name)
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        self.inodes.watches.check(parent)
         made = self.names.make(parent, name, stat.S_IFDIR | mode & 0o7777, caller)
         return self._told(made, parent, name)
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        self.inodes.watches.check(parent)
         return self._told(self.names.symlink(parent, name, target, caller), parent, name)
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        self.inodes.watches.check(ino, parent)
         return self._told(self.names.link(ino, parent, name), parent, name)
 
     def unlink(self, parent: int, name: bytes) -> None:
+        self.inodes.watches.check(parent)
         self.names.unlink(parent, name)
 
     def rmdir(self, parent: int, name: bytes) -> None:
+        self.inodes.watches.check(parent)
         self.names.rmdir(parent, name)
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
     ) -> None:
         """`flags`: 0, RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        self.inodes.watches.check(parent, new_parent)
         self.names.rename(parent, name, new_parent, new_name, flags)
 
     def readlink(self, ino: int) -> bytes:
@@ -239,6 +251,7 @@ class Volume:
 
     def opendir(self, ino: int) -> None:
         """Each needs a `release`."""
+        self.inodes.watches.check(ino)
         self.inodes.open(self.names.directory(ino))
 
     def readdir(self, ino: int, after: int, limit: int) -> list[Entry]:
@@ -256,6 +269,7 @@ class Volume:
     def set_attributes(self, ino: int, changes: Changes, caller: Caller) -> Attributes:
         """chmod, chown and utimens, any of them in one piece: `setattr` without a size."""
         assert changes.size is None
+        self.inodes.watches.check(ino)
         inode = self.inodes.get(ino)
         check_changeable(ino)
         if changes != Changes():
@@ -272,6 +286,7 @@ class Volume:
             return self.set_attributes(ino, changes, caller)
         kill = kill_privileges or caller.uid != 0
         with self.inodes.held(ino) as inode:
+            self.inodes.watches.check(ino)
             self.files.check_size(inode, changes.size)
             check_changeable(ino)
             self.inodes.make_resident(inode)
@@ -348,6 +363,7 @@ class Volume:
 
     def open(self, ino: int, flags: int, *, kill_privileges: bool = False) -> None:
         """By the flags of open(2); O_TRUNC empties the file. Each open needs a `release`."""
+        self.inodes.watches.check(ino)
         self.files.open(ino, flags, kill_privileges=kill_privileges)
 
     def release(self, ino: int) -> None:
@@ -410,6 +426,7 @@ class Volume:
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
         """`flags`: 0, xattr.CREATE or xattr.REPLACE."""
+        self.inodes.watches.check(ino)
         with self.files.unvouched(ino):
             self.xattrs.put(ino, name, value, flags, caller)
 
@@ -417,6 +434,7 @@ class Volume:
         return self.xattrs.names(ino, caller)
 
     def removexattr(self, ino: int, name: bytes) -> None:
+        self.inodes.watches.check(ino)
         with self.files.unvouched(ino):
             self.xattrs.remove(ino, name)
 

@@ -59,6 +59,7 @@ class Assembly:
         self.label = label
         self.members = members
         self.lost = lost
+        self.known_lost = frozenset(e.id for e in label.members if e.state == "failed")  # before
         self.read_only = read_only
         self.doubtful = doubtful
         self._random_bytes = random_bytes

@@ -143,7 +143,9 @@ class Cleaner:
                 return
             if self._answer is not None:
                 self._tell(gained=await self._gain_once())
-            elif not self._low() or not await self._clean_in_background():
+            elif self._low() and await self._clean_in_background():
+                continue
+            elif self._answer is None:  # nobody has asked meanwhile
                 return
 
     # -- when somebody waits ----------------------------------------------------------------------
@@ -157,6 +159,8 @@ class Cleaner:
             if zone is None:
                 return self.reserve.hand_over(without_spare=not self._passed)
             if not await self._clean(zone):
+                if self._mover.unfinished is not None:  # that comes first, and can't go on now
+                    return False
                 self._pass_over(zone)
         return True
 

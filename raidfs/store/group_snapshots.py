@@ -11,7 +11,8 @@ it is durable, and may be done again after a crash without harm.
     the snapshot is committed or discarded: then both changes are one commit.
  3. The name that a hidden one is to have is its note meanwhile.
  4. What is not prepared is gone at the next opening (Snapshots.condemn_leftovers).
- 5. What was on its way to this volume at the cut is in the part from the moment it can be seen.
+ 5. A committed one keeps the promise's text (TOOK_PART) for as long as it is there: who took part.
+ 6. What was on its way to this volume at the cut is in the part from the moment it can be seen.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import OutOfSpace, RaidfsError
+from ..errors import RaidfsError
 from .snapshot_rows import Snapshot
-from .snapshots import PREPARED, check_name
+from .snapshots import PREPARED, TOOK_PART, check_name
 
 if TYPE_CHECKING:
     from .store import Store
@@ -43,7 +44,7 @@ class GroupSnapshots:
         self._epochs: dict[bytes, int] = {}  # cut and not over
         self._names: dict[bytes, str] = {}  # kept free for them
         # Called with a part that is about to be committed and what was recorded for it, within the
-        # transaction: whatever was on its way is put into the part (promise 5).
+        # transaction: whatever was on its way is put into the part (promise 6).
         self.deliver: Callable[[Snapshot, list[tuple[str, bytes]]], None] = lambda row, ways: None
         self.bound: set[bytes] = set()  # committed ones that all volumes are about to change
         promised = {group_id for group_id, kind, _ in self.meta.kept() if kind == PREPARED}
@@ -80,8 +81,7 @@ class GroupSnapshots:
         """RaidfsError: `cut` can't be now."""
         self.store.writable()
         check_name(name)
-        if not self.meta.has_room():
-            raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
+        self.snapshots.check_room()
         if not self.store.can_cut:
             raise RaidfsError(BUSY)
 
@@ -131,6 +131,9 @@ class GroupSnapshots:
                 if ways := self.meta.recorded(group_id):
                     self.deliver(row, ways)
                 self.snapshots.unhide_in(row)
+                promise = self.meta.kept_of(group_id, PREPARED)
+                if promise is not None:
+                    self.meta.keep(group_id, TOOK_PART, promise)
             self.meta.keep(group_id, PREPARED, None)
             self._over(group_id)
 

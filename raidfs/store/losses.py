@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import RaidfsError
+from ..errors import LossUnrecorded, RaidfsError
 
 if TYPE_CHECKING:
     from .store import Store
@@ -90,3 +91,20 @@ class Losses:
         await self.settle()
         self.store.request_cut()
         await self.store.commit()
+
+    async def sync(self, sync: Callable[[], None], at_once: bool = False) -> bool:
+        """Sync the log, or all, on the members that are left, with losses recorded. False if that
+        failed the volume. `at_once`: it is over sooner than a thread could be woken for it."""
+        store = self.store
+        while True:
+            try:
+                if at_once:
+                    sync()
+                else:
+                    await store.offload(sync)
+                at_once = again = False
+            except LossUnrecorded:  # the mirror wants the loss in the labels first
+                again = True
+            await self.settle()
+            if store.failed is not None or not again:
+                return store.failed is None

@@ -16,7 +16,6 @@ from ..errors import FormatError
 from ..leaves import ROW_SHIFT, ZONE_SHIFT
 from ..pages import LEAF_PAGES
 from ..raid.code import Code, burst_cells, parse_code
-from .past import VIEW_SHIFT
 
 if TYPE_CHECKING:
     from .meta import Meta, Owner
@@ -59,6 +58,3 @@ def owner_leaves(meta: Meta, zone: int, cells: U64) -> set[tuple[int, int]]:
             keys = np.unique(np.column_stack((burst.inos[mine], numbers)), axis=0)
             found.update((int(ino), int(number)) for ino, number in keys)
     return found
-
-
-assert VIEW_SHIFT >= 40  # inode numbers in records are those of the present

@@ -109,6 +109,7 @@ class Rewrite:
         position = -1
         while found := self.meta.entries(parent, position, NAMES_AT_ONCE):
             position = found[-1].position
+            await trio.lowlevel.checkpoint()
             for entry in found:
                 if wanted.get(entry.name) == (entry.ino, entry.kind):
                     del wanted[entry.name]
@@ -260,8 +261,9 @@ async def rewriting(store: Store) -> AsyncIterator[Rewrite]:
     """A change of the present, from here to its `finish`. One at a time."""
     store.writable()
     async with store.wholesale:
-        before = await store.snapshots.create_internal(WHOLESALE)
-        await store.hold_cuts()
+        with trio.CancelScope(shield=True):  # or nobody would let go of what is held
+            before = await store.snapshots.create_internal(WHOLESALE)
+            await store.hold_cuts()
         rewrite = Rewrite(store, before)
         try:
             assert not store.meta.touched_in(rewrite.epoch), "somebody changes the present"

@@ -17,13 +17,14 @@ import numpy as np
 
 from raidfs.leaves import ZONE_SHIFT, decode_cells
 from raidfs.store.database import INF, needed
-from raidfs.store.past import Past
+from raidfs.store.past import SNAPSHOT_ID_MAX, Past
 from raidfs.store.tables import Addresses
 
 SNAPSHOT_ALL = (
     "SELECT id, guid, name, epoch, created_ns, note, next_ino, inodes, cells, group_id "
     "FROM snapshot WHERE name IS NOT NULL ORDER BY epoch, id"
 )
+SNAPSHOT_LAST = "SELECT seq FROM sqlite_sequence WHERE name = 'snapshot'"
 SNAPSHOT_CONDEMNED = "SELECT id, epoch FROM snapshot WHERE name IS NULL ORDER BY epoch, id"
 SNAPSHOT_INSERT = (
     "INSERT INTO snapshot (guid, name, epoch, created_ns, note, next_ino, inodes, cells, group_id) "
@@ -39,6 +40,7 @@ HOLD_PUT = "INSERT OR REPLACE INTO hold (snapshot, tag, created_ns) VALUES (?, ?
 HOLD_DELETE = "DELETE FROM hold WHERE snapshot = ? AND tag = ?"
 HOLDS_DELETE = "DELETE FROM hold WHERE snapshot = ?"
 KEPT_ALL = "SELECT group_id, kind, value FROM kept ORDER BY group_id, kind"
+KEPT_OF = "SELECT value FROM kept WHERE group_id = ? AND kind = ?"
 KEPT_PUT = "INSERT OR REPLACE INTO kept (group_id, kind, value) VALUES (?, ?, ?)"
 KEPT_DELETE = "DELETE FROM kept WHERE group_id = ? AND kind = ?"
 RECORDED_OF = "SELECT peer, message FROM recorded WHERE group_id = ? ORDER BY number"
@@ -132,6 +134,11 @@ class SnapshotRows(Past):
             for row in self._rows(SNAPSHOT_ALL)
         ]
 
+    def snapshot_numbers_left(self) -> int:
+        """So many can still be made."""
+        row = self._row(SNAPSHOT_LAST)
+        return SNAPSHOT_ID_MAX - (row[0] if row is not None else 0)
+
     def condemned(self) -> list[tuple[int, int]]:
         """(id, epoch), by epoch"""
         return [(row[0], row[1]) for row in self._rows(SNAPSHOT_CONDEMNED)]
@@ -190,6 +197,10 @@ class SnapshotRows(Past):
     def kept(self) -> list[tuple[bytes, str, bytes]]:
         """(group's id, kind, value): what was promised to others."""
         return [(bytes(row[0]), row[1], bytes(row[2])) for row in self._rows(KEPT_ALL)]
+
+    def kept_of(self, group_id: bytes, kind: str) -> bytes | None:
+        row = self._row(KEPT_OF, (group_id, kind))
+        return None if row is None else bytes(row[0])
 
     def keep(self, group_id: bytes, kind: str, value: bytes | None) -> None:
         """None: it is not kept any more."""

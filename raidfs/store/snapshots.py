@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 NAME_BYTES_MAX = 255
 NOTE_BYTES_MAX = 4096
+NUMBERS_KEPT = 2  # for a wholesale change: the state before, and the snapshot received
 PREPARED = "prepared"  # what is kept of a group snapshot that may yet be committed
+TOOK_PART = "took-part"  # and of one that is
 _FORBIDDEN = frozenset("/@%")
 
 
@@ -158,12 +160,10 @@ class Snapshots:
         self._check_vacant(name)
         if len(note.encode()) > NOTE_BYTES_MAX:
             raise UsageError(f"a note has at most {NOTE_BYTES_MAX} bytes")
-        if not self.meta.has_room():
-            raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
+        self.check_room()
         guid = guid or os.urandom(16)
         made: list[Snapshot] = []
         taken_ns = created_ns
-        self._pending.add(name)
 
         def at_cut(epoch: int) -> None:
             nonlocal taken_ns
@@ -175,11 +175,49 @@ class Snapshots:
             made.append(self.meta.insert_snapshot(guid, name, epoch, taken_ns, note))
             self._admit(made[0])
 
-        try:
-            await self.store.cut_with(change, at_cut)
-        finally:
-            self._pending.discard(name)
+        await self._cut_giving(name, change, at_cut)
         return made[0]
+
+    async def _cut_giving(
+        self,
+        name: str,
+        change: Callable[[int], None],
+        at_cut: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        """`Store.cut_with` a change that gives the name to somebody. Once it is cut, that will be
+        so, whoever asked for it be cancelled: until then nobody else can have the name."""
+        self._pending.add(name)
+        is_cut = False
+
+        def cut(epoch: int) -> None:
+            nonlocal is_cut
+            is_cut = True
+            at_cut(epoch)
+
+        def give(epoch: int) -> None:
+            self._pending.discard(name)
+            change(epoch)
+
+        try:
+            await self.store.cut_with(give, cut)
+        except BaseException:
+            if not is_cut:
+                self._pending.discard(name)
+            raise
+
+    def check_room(self) -> None:
+        """OutOfSpace: no room for one more, or no number (nor those for what raidfs itself keeps
+        meanwhile)."""
+        self._check_metadata()
+        if self.meta.snapshot_numbers_left() <= len(self._pending) + NUMBERS_KEPT:
+            raise OutOfSpace(
+                "the volume has no numbers left for more snapshots, which are never used twice:"
+                " receive its newest snapshot into a new volume, and go on there"
+            )
+
+    def _check_metadata(self) -> None:
+        if not self.meta.has_room():
+            raise OutOfSpace("the volume's metadata is full: remove files, or snapshots")
 
     # For who takes one by steps of his own (group_snapshots.py).
 
@@ -253,6 +291,7 @@ class Snapshots:
             self.meta.condemn_snapshot(row.id)
             if row.group_id is not None:
                 self.meta.drop_recorded(row.group_id)
+                self.meta.keep(row.group_id, TOOK_PART, None)
             self._drop(row)
             self._retain(row.epoch, -1)
         if gone:
@@ -281,17 +320,13 @@ class Snapshots:
         if old == new:
             return
         self._check_vacant(new)
-        self._pending.add(new)
 
         def change(_: int) -> None:
             if self._replace(row.id, name=new):
                 self.meta.rename_snapshot(row.id, new)
                 self._tell(old, new)
 
-        try:
-            await self.store.cut_with(change)
-        finally:
-            self._pending.discard(new)
+        await self._cut_giving(new, change)
 
     def rename_in(self, snapshot_id: int, name: str) -> None:
         """Within a change: the same for one of raidfs's own, under a name that is vacant, or was
@@ -312,6 +347,8 @@ class Snapshots:
         row = self.find(name)
         if len(note.encode()) > NOTE_BYTES_MAX:
             raise UsageError(f"a note has at most {NOTE_BYTES_MAX} bytes")
+        if len(note) > len(row.note):
+            self._check_metadata()
 
         def change(_: int) -> None:
             if self._replace(row.id, note=note):
@@ -325,6 +362,7 @@ class Snapshots:
         check_name(tag, "hold")
         if tag in row.holds:
             raise UsageError(f"snapshot {name!r} is held by {tag!r} already", errno.EEXIST)
+        self._check_metadata()
 
         def change(_: int) -> None:
             now = self.get(row.id)
@@ -413,9 +451,10 @@ class Snapshots:
         return await self._held.only_by(doomed, kept)
 
     async def swept(self) -> None:
-        """Returns when nothing is left of what was deleted."""
-        while self.store.sweeper.busy and not self.store.read_only:
-            if self.store.failed is not None:
-                raise RaidfsError(f"not swept: {self.store.failed}")
-            await self.store.sweeper.progress()
+        """Returns when nothing is left of what was deleted. RaidfsError: that won't be so."""
+        sweeper = self.store.sweeper
+        while sweeper.busy and not self.store.read_only:
+            if (why := self.store.failed or sweeper.stopped) is not None:
+                raise RaidfsError(f"not swept: {why}")
+            await sweeper.progress()
             await trio.lowlevel.checkpoint()

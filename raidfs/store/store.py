@@ -35,6 +35,8 @@ from ..raid.array import Array
 from ..raid.assembly import Assembly
 from .cleaner import Cleaner
 from .dirty import DirtyRoom
+from .durations import Durations
+from .events import Events
 from .feed import Feed
 from .flush import Flush
 from .group_snapshots import GroupSnapshots
@@ -59,6 +61,7 @@ DIRTY_BYTES_MAX = 256 << 20
 DIRTY_CELLS_MIN = 320  # one write of 1 MiB and a bit must fit
 CHANGES_PER_LOOK = 64  # between looks at the metadata's pressure
 UNLOGGED_PAGES_MAX = 4096  # of a wholesale change: then it goes into the log
+ENDED = "the volume is being closed"
 SEALED_MAX = 16  # epochs that may wait for their flush: each keeps its pages
 
 
@@ -124,6 +127,8 @@ class Store:
         self.dirty_cells_max = self._dirty_cells_max(dirty_bytes_max)
         self.dirty_room = DirtyRoom(self)
         self.losses = Losses(self)
+        self.flushes = Durations()
+        self.events = Events(meta, notices, clock, keeps=self._keeps, states=states)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
         self._due: dict[int, list[Callable[[int], None]]] = {}  # by epoch: see `cut_with`
@@ -207,6 +212,7 @@ class Store:
                 await store.losses.settle()
                 await offload(store.space.sweep)
                 store.snapshots.condemn_leftovers()
+            store.events.attach()
             return store
         except BaseException:
             assembly.close()
@@ -226,6 +232,16 @@ class Store:
             raise ReadOnly(f"the volume is read-only after an error: {self.failed}")
         if self.read_only:
             raise ReadOnly("the volume is mounted read-only")
+        if self._ended:
+            raise ReadOnly(ENDED)
+
+    @property
+    def _ended(self) -> bool:
+        """The flusher is no more, for whatever reason: nothing can become durable."""
+        return self._stopped is not None and self._stopped.is_set()
+
+    def _keeps(self) -> bool:
+        return self.failed is None and not self.read_only
 
     def fail(self, reason: str) -> None:
         """Promise 11: enter the state that only a new mount leaves."""
@@ -233,6 +249,7 @@ class Store:
             self.dirty_room.end_lane()  # first: from here on no thread writes
             self.failed = reason
             log.error("volume is read-only from now on: %s", reason)
+            self.events.note("ReadOnly", text=reason)
         self._step_committed()
         self._wanted.set()
 
@@ -288,7 +305,11 @@ class Store:
         before it is durable."""
         assert self._held is None and self.wholesale.locked()
         self._held = trio.Event()
-        await self.until_durable(self.epoch - 1)
+        try:
+            await self.until_durable(self.epoch - 1)
+        except BaseException:
+            self.let_cut()
+            raise
 
     def let_cut(self) -> None:
         """Whoever calls `cut_with` in the same moment is first. No harm if cuts aren't held."""
@@ -335,7 +356,7 @@ class Store:
     @property
     def dirty(self) -> bool:
         return (
-            self._changed or self.meta.changed or self.notices.waiting or self.pages.open_files > 0
+            self._changed or self.meta.changed or self.events.waiting or self.pages.open_files > 0
         )
 
     async def commit(self) -> None:
@@ -351,6 +372,8 @@ class Store:
         while self.durable < epoch:
             if self.failed is not None:
                 raise RaidfsError(f"not durable: {self.failed}")
+            if self._ended:
+                raise RaidfsError(f"not durable: {ENDED}")
             if self.epoch == epoch or not self.dirty:  # not cut yet, or cut and nobody was woken
                 self._wanted.set()
             if self._committed is None:
@@ -407,11 +430,14 @@ class Store:
             raise
         finally:
             self._stopped.set()
+            self.let_cut()  # all who wait are told
+            self._step_committed()
 
     async def _tick(self) -> None:
         """Ask for a flush at each interval."""
         while True:
             await trio.sleep(self.interval_s)
+            self.events.look()
             self._wanted.set()
 
     async def _allocate_ahead(self) -> None:
@@ -439,6 +465,7 @@ class Store:
             self.fail("an error inside raidfs; its log tells more")
 
     async def _make_durable(self, sealed: Sealed) -> None:
+        begun_ns = time.monotonic_ns()
         flush = Flush(self, sealed)
         await flush.place()
         if self.failed is not None:
@@ -452,12 +479,13 @@ class Store:
         self.space.retire(len(flush.inos))
         self.step()  # dirty room is free again, although not yet durable
         at_once = self.engine is not None and self.mirror.at_once
-        if not await self._sync(self.mirror.sync_wal, at_once):
+        if not await self.losses.sync(self.mirror.sync_wal, at_once):
             return
         self._sealed.pop(0)
         self.space.sealed_epochs = max(1, len(self._sealed))
         self.durable = sealed.generation
         self.cuts += 1
+        self.flushes.add((time.monotonic_ns() - begun_ns) // 1000)
         self._step_committed()
         if erasable := self.space.erasable(self.durable):
             await self.space.erase(erasable)
@@ -467,23 +495,7 @@ class Store:
         """When the log has become long, move its pages into the database, off the loop: the next
         fsync shall not have to wait for that."""
         if self.meta.checkpoint_if_due():
-            await self._sync(self.mirror.sync_db)
-
-    async def _sync(self, sync: Callable[[], None], at_once: bool = False) -> bool:
-        """Sync the log, or all, on the members that are left, with losses recorded. False if that
-        failed the volume. `at_once`: it is over sooner than a thread could be woken for it."""
-        while True:
-            try:
-                if at_once:
-                    sync()
-                else:
-                    await self.offload(sync)
-                at_once = again = False
-            except LossUnrecorded:  # the mirror wants the loss in the labels first
-                again = True
-            await self.losses.settle()
-            if self.failed is not None or not again:
-                return self.failed is None
+            await self.losses.sync(self.mirror.sync_db)
 
     # -- what files need --------------------------------------------------------------------------
 
@@ -527,6 +539,7 @@ class Store:
 
     async def stop(self) -> None:
         """Final cut, everything durable, members closed. Raises if that could not be done."""
+        self.events.look(at_once=True)
         try:
             if not self.read_only:
                 await self.commit()
@@ -563,7 +576,9 @@ class Store:
         except RaidfsError as error:
             if self.failed is not None:
                 log.warning("the metadata's log is left to the next mount: %s", error)
-            elif not (isinstance(error, LossUnrecorded) and await self._sync(self.mirror.sync_db)):
+            elif not (
+                isinstance(error, LossUnrecorded) and await self.losses.sync(self.mirror.sync_db)
+            ):
                 raise
         if self.failed is None:
             await self.losses.settle()

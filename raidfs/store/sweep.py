@@ -39,6 +39,7 @@ class Sweeper:
         self.store = store
         self.meta = store.meta
         self.dropped = 0
+        self.stopped: str | None = None  # why, until something is deleted
         self._condemned = self.meta.condemned()
         self._wanted = trio.Event()
         self._step = trio.Event()
@@ -53,6 +54,7 @@ class Sweeper:
     def wake(self) -> None:
         """A snapshot was condemned: within the change that did it."""
         self._condemned = self.meta.condemned()
+        self.stopped = None
         self._wanted.set()
 
     async def progress(self) -> None:
@@ -73,6 +75,7 @@ class Sweeper:
                 while self._condemned:
                     await self._sweep(*self._condemned[0])
             except RaidfsError as error:
+                self.stopped = str(error)
                 if self.store.failed is None:
                     log.warning("the sweeper stops until something is deleted: %s", error)
             finally:
