@@ -249,6 +249,7 @@ class GroupService:
         parts += [
             VolumeTaken(each, charter.called(each), "missing", 0, 0) for each in result.plan.missing
         ]
+        parts.sort(key=lambda part: part.name)
         reason = result.reason
         for each in charter.members:  # ids are for programs
             reason = reason.replace(each.volume, each.name)
