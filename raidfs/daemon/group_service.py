@@ -281,6 +281,7 @@ class GroupService:
         def settled() -> bool:
             group = self.group
             quiet = not self.works.pending() and not self.moves.pending()
+            quiet = quiet and group.parts.is_settled()  # what is over is forgotten, too
             return not group.away() and not group.running() and quiet
 
         with trio.move_on_after(request.timeout_s):
