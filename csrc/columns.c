@@ -35,14 +35,14 @@ static void list_init(struct rf_link *head)
     head->newer = head->older = head;
 }
 
-static void list_remove(struct rf_link *link)
+void rf_list_remove(struct rf_link *link)
 {
     link->newer->older = link->older;
     link->older->newer = link->newer;
 }
 
 /* The newest is head->older, the oldest head->newer. */
-static void list_add(struct rf_link *head, struct rf_link *link)
+void rf_list_add(struct rf_link *head, struct rf_link *link)
 {
     link->older = head->older;
     link->newer = head;
@@ -54,8 +54,8 @@ static void list_touch(struct rf_link *head, struct rf_link *link)
 {
     if (head->older == link)
         return;
-    list_remove(link);
-    list_add(head, link);
+    rf_list_remove(link);
+    rf_list_add(head, link);
 }
 
 /* ---- descriptors ---- */
@@ -69,25 +69,36 @@ void rf_descriptor_release(struct rf_descriptor *descriptor)
     free(descriptor);
 }
 
+void rf_look_at(int32_t fd, struct rf_look *look)
+{
+    struct stat status;
+    struct statfs system;
+    *look = (struct rf_look){0};
+    if (fstat(fd, &status) == 0) {
+        look->device = status.st_dev;
+        look->inode = status.st_ino;
+    }
+    if (fstatfs(fd, &system) == 0)
+        look->never_waits = system.f_type == MAGIC_TMPFS || system.f_type == MAGIC_RAMFS;
+    int flags = fcntl(fd, F_GETFL);
+    look->is_direct = flags >= 0 && (flags & O_DIRECT);
+}
+
 /* Takes over the descriptor, also if there is no memory for it: then NULL. */
-static struct rf_descriptor *descriptor_new(struct rf_columns *columns, int fd, int32_t member)
+static struct rf_descriptor *descriptor_new(struct rf_columns *columns, int fd, int32_t member,
+                                            const struct rf_look *look)
 {
     struct rf_descriptor *descriptor = calloc(1, sizeof *descriptor);
     if (!descriptor) {
         close(fd);
         return NULL;
     }
-    struct stat status;
-    struct statfs system;
-    if (fstat(fd, &status) == 0) {
-        descriptor->device = status.st_dev;
-        descriptor->inode = status.st_ino;
-    }
-    if (fstatfs(fd, &system) == 0)
-        descriptor->never_waits = system.f_type == MAGIC_TMPFS || system.f_type == MAGIC_RAMFS;
+    descriptor->device = (dev_t)look->device;
+    descriptor->inode = (ino_t)look->inode;
+    descriptor->never_waits = look->never_waits;
     atomic_init(&descriptor->references, 1);
-    int flags = fcntl(fd, F_GETFL); /* direct reads always wait, whatever they are told */
-    atomic_init(&descriptor->cannot_tell, flags >= 0 && (flags & O_DIRECT));
+    /* direct reads always wait, whatever they are told */
+    atomic_init(&descriptor->cannot_tell, look->is_direct);
     descriptor->fd = fd;
     descriptor->member = member;
     descriptor->open = &columns->descriptors;
@@ -119,6 +130,66 @@ static struct rf_descriptor *share(struct rf_columns *columns, struct rf_descrip
     *latest = descriptor;
     atomic_fetch_add_explicit(&descriptor->references, 1, memory_order_relaxed);
     return descriptor;
+}
+
+/* ---- members ---- */
+
+/* With the mutex held; NULL: not known yet. */
+static struct rf_member *member_find(const struct rf_columns *columns, int32_t id)
+{
+    struct rf_member *member = columns->members;
+    while (member && member->id != id)
+        member = member->next;
+    return member;
+}
+
+/* With the mutex held; NULL: out of memory. */
+static struct rf_member *member_made(struct rf_columns *columns, int32_t id)
+{
+    struct rf_member *member = member_find(columns, id);
+    if (member || !(member = calloc(1, sizeof *member)))
+        return member;
+    member->id = id;
+    member->next = columns->members;
+    columns->members = member;
+    return member;
+}
+
+/* With the mutex held: recipes of the zone that need a column of the member. */
+static void forget_recipes_with(struct rf_zone *zone, int32_t member)
+{
+    for (uint32_t c = 0; c < zone->width; c++) {
+        if (zone->columns[c].member != member)
+            continue;
+        for (uint32_t lost = 0; lost < zone->width; lost++) {
+            uint8_t *recipe = zone->columns[lost].recipe;
+            if (recipe && recipe[c]) {
+                free(recipe);
+                zone->columns[lost].recipe = NULL;
+            }
+        }
+    }
+}
+
+void rf_columns_sit_out(struct rf_columns *columns, int32_t id, int sits_out)
+{
+    pthread_mutex_lock(&columns->mutex);
+    struct rf_member *member = member_made(columns, id);
+    if (member)
+        member->sits_out = sits_out;
+    struct rf_link *link = columns->zones.newer;
+    for (; sits_out && link != &columns->zones; link = link->newer)
+        forget_recipes_with((struct rf_zone *)link, id);
+    pthread_mutex_unlock(&columns->mutex);
+}
+
+void rf_columns_latencies(struct rf_columns *columns, int32_t id, uint64_t counts[RF_LATENCIES])
+{
+    pthread_mutex_lock(&columns->mutex);
+    struct rf_member *member = member_find(columns, id);
+    pthread_mutex_unlock(&columns->mutex);
+    for (uint32_t i = 0; i < LATENCIES; i++)
+        counts[i] = member ? atomic_load_explicit(&member->latencies[i], memory_order_relaxed) : 0;
 }
 
 /* ---- what was taken out under the mutex and is let go without it ---- */
@@ -174,7 +245,7 @@ struct rf_zone *rf_columns_find(struct rf_columns *columns, uint64_t number)
 static void slab_drop(struct rf_columns *columns, struct rf_slab *slab)
 {
     slab->zone->slabs[slab->number] = NULL;
-    list_remove(&slab->link);
+    rf_list_remove(&slab->link);
     columns->slabs_count--;
     columns->slab_bytes -= (uint64_t)SLAB_ROWS * slab->zone->width * sizeof slab->crcs[0];
     free(slab);
@@ -187,7 +258,7 @@ static void zone_take_out(struct rf_columns *columns, struct rf_zone *zone, stru
     while (*at != zone)
         at = &(*at)->next;
     *at = zone->next;
-    list_remove(&zone->link);
+    rf_list_remove(&zone->link);
     columns->zones_count--;
     for (uint32_t s = 0; s < zone->slabs_count; s++) {
         if (zone->slabs[s])
@@ -239,13 +310,25 @@ static void zone_enter(struct rf_columns *columns, struct rf_zone *zone, struct 
     struct rf_zone **bucket = bucket_of(columns, zone->number);
     zone->next = *bucket;
     *bucket = zone;
-    list_add(&columns->zones, &zone->link);
+    rf_list_add(&columns->zones, &zone->link);
     columns->zones_count++;
 }
 
 int rf_columns_zone_put(struct rf_columns *columns, uint64_t zone, uint32_t width, uint32_t k,
                         uint32_t rows, const int32_t *fds, const uint64_t *offsets,
                         const int32_t *members)
+{
+    struct rf_look looks[COLUMNS_MAX];
+    for (uint32_t c = 0; c < width && c < COLUMNS_MAX; c++) {
+        if (fds[c] >= 0)
+            rf_look_at(fds[c], &looks[c]);
+    }
+    return rf_columns_zone_put_seen(columns, zone, width, k, rows, fds, offsets, members, looks);
+}
+
+int rf_columns_zone_put_seen(struct rf_columns *columns, uint64_t zone, uint32_t width, uint32_t k,
+                             uint32_t rows, const int32_t *fds, const uint64_t *offsets,
+                             const int32_t *members, const struct rf_look *looks)
 {
     bool sensible = zone > 0 && zone <= UINT32_MAX && width > 0 && width <= COLUMNS_MAX && k > 0 &&
                     k <= width && rows > 0 && rows <= ROWS_MAX;
@@ -259,7 +342,7 @@ int rf_columns_zone_put(struct rf_columns *columns, uint64_t zone, uint32_t widt
             close(fds[c]);
             continue;
         }
-        descriptors[c] = descriptor_new(columns, fds[c], members[c]);
+        descriptors[c] = descriptor_new(columns, fds[c], members[c], &looks[c]);
         if (!descriptors[c])
             result = -ENOMEM;
     }
@@ -276,8 +359,10 @@ int rf_columns_zone_put(struct rf_columns *columns, uint64_t zone, uint32_t widt
     pthread_mutex_lock(&columns->mutex);
     for (uint32_t c = 0; c < width; c++) {
         struct rf_descriptor *spare = NULL, *used = NULL;
-        if (descriptors[c])
+        if (descriptors[c]) {
+            descriptors[c]->whose = member_made(columns, members[c]);
             used = share(columns, descriptors[c], &spare);
+        }
         new->columns[c] = (struct rf_column){used, offsets[c], members[c], NULL};
         if (spare)
             leaving.descriptors[leaving.descriptors_count++] = spare;
@@ -384,10 +469,10 @@ void rf_columns_lose(struct rf_columns *columns, int32_t member)
 
 static int recipe_check(const struct rf_zone *zone, uint32_t column, const uint8_t *coefficients)
 {
-    if (column >= zone->width || zone->columns[column].descriptor)
+    if (column >= zone->width || rf_column_usable(&zone->columns[column]))
         return -EINVAL;
     for (uint32_t c = 0; c < zone->width; c++) {
-        if (coefficients[c] && !zone->columns[c].descriptor)
+        if (coefficients[c] && !rf_column_usable(&zone->columns[c]))
             return -EINVAL;
     }
     return 0;
@@ -440,7 +525,7 @@ static struct rf_slab *slab_made(struct rf_columns *columns, struct rf_zone *zon
     while (columns->slabs_count > 0 && columns->slab_bytes + nbytes > columns->slab_bytes_max)
         slab_drop(columns, (struct rf_slab *)columns->slabs.newer);
     zone->slabs[number] = slab;
-    list_add(&columns->slabs, &slab->link);
+    rf_list_add(&columns->slabs, &slab->link);
     columns->slabs_count++;
     columns->slab_bytes += nbytes;
     return slab;
@@ -534,6 +619,8 @@ struct rf_columns *rf_columns_new(uint32_t cell_bytes, uint32_t zones_max, uint6
         return NULL;
     }
     pthread_mutex_init(&columns->mutex, NULL);
+    pthread_mutex_init(&columns->waits_mutex, NULL);
+    list_init(&columns->waits);
     columns->cell_bytes = cell_bytes;
     columns->zones_max = zones_max;
     columns->slab_bytes_max = slab_bytes_max;
@@ -550,6 +637,21 @@ void rf_columns_free(struct rf_columns *columns)
     if (!columns)
         return;
     rf_columns_clear(columns);
+    pthread_mutex_lock(&columns->waits_mutex);
+    columns->orphaned = columns->stuck > 0; /* whoever reads last ends it */
+    bool orphaned = columns->orphaned;
+    pthread_mutex_unlock(&columns->waits_mutex);
+    if (!orphaned)
+        rf_columns_end(columns);
+}
+
+void rf_columns_end(struct rf_columns *columns)
+{
+    for (struct rf_member *member = columns->members, *next; member; member = next) {
+        next = member->next;
+        free(member);
+    }
+    pthread_mutex_destroy(&columns->waits_mutex);
     for (uint32_t s = 0; s < SPARES; s++)
         rf_rebuild_free(columns->spares[s]);
     pthread_mutex_destroy(&columns->mutex);
@@ -571,4 +673,8 @@ void rf_columns_statistics(struct rf_columns *columns, struct rf_columns_statist
     out->unknown = atomic_load_explicit(&columns->unknown, memory_order_relaxed);
     out->waiting = atomic_load_explicit(&columns->waiting, memory_order_relaxed);
     out->failed = atomic_load_explicit(&columns->failed, memory_order_relaxed);
+    out->given_up = atomic_load_explicit(&columns->given_up, memory_order_relaxed);
+    pthread_mutex_lock(&columns->waits_mutex);
+    out->stuck = columns->stuck;
+    pthread_mutex_unlock(&columns->waits_mutex);
 }

@@ -23,6 +23,7 @@ enum {
     ROWS_MAX = 1 << (ADDRESS_ZONE_SHIFT - ADDRESS_ROW_SHIFT),
     LATEST_COUNT = 64, /* members whose latest descriptor is remembered */
     SPARES = 4,        /* pieces of memory for rebuilding that are kept for the next time */
+    LATENCIES = RF_LATENCIES,
 };
 
 struct rf_rebuild; /* what a read of lost columns needs: columns_read.c */
@@ -32,11 +33,20 @@ struct rf_link {
     struct rf_link *newer, *older;
 };
 
+/* What is known of a member besides where its columns are; kept for as long as the columns. */
+struct rf_member {
+    struct rf_member *next;
+    int32_t id;
+    bool sits_out;                     /* guarded */
+    atomic_ulong latencies[LATENCIES]; /* how many reads by the engine took how long */
+};
+
 /* An open file. Held by the columns in it and by the readers that use it. */
 struct rf_descriptor {
     atomic_uint references;
     int fd;
     int32_t member;
+    struct rf_member *whose; /* guarded until it is put; NULL: there was no memory */
     bool never_waits;        /* its file system keeps all in memory */
     atomic_bool cannot_tell; /* there are no reads from it that don't wait */
     bool shared;             /* by several columns: guarded */
@@ -83,9 +93,27 @@ struct rf_columns {
     struct rf_link zones, slabs; /* by age */
     struct rf_descriptor *latest[LATEST_COUNT];
     struct rf_rebuild *spares[SPARES]; /* or NULL */
-    atomic_ulong forgets;
+    struct rf_member *members;
+    pthread_mutex_t waits_mutex; /* guards what follows; may be taken with `mutex` held by nobody */
+    struct rf_link waits;        /* reads that the engine has, not given up; by age */
+    uint64_t stuck;              /* given up, and still not over */
+    bool orphaned;               /* to be freed when none of them is left */
+    atomic_ulong forgets, given_up;
     atomic_ulong descriptors, reads, cells_read, cells_rebuilt, unknown, waiting, failed;
 };
+
+/* With the mutex held: what to read the column by; NULL: it is lost, or its member sits out. */
+static inline struct rf_descriptor *rf_column_usable(const struct rf_column *column)
+{
+    struct rf_descriptor *descriptor = column->descriptor;
+    return descriptor && descriptor->whose && descriptor->whose->sits_out ? NULL : descriptor;
+}
+
+void rf_list_add(struct rf_link *head, struct rf_link *link);
+void rf_list_remove(struct rf_link *link);
+
+/* Frees them, whoever reads. */
+void rf_columns_end(struct rf_columns *columns);
 
 /* With the mutex held. NULL: not known. What is found becomes the newest. */
 struct rf_zone *rf_columns_find(struct rf_columns *columns, uint64_t number);

@@ -11,6 +11,8 @@
  * that were never written have that, and if it isn't so, what comes out doesn't match.
  *  2. A read that ends well has read nothing from a zone forgotten before its end.
  *  3. Up to CELLS_FEW cells of columns that are there need no memory but the stack.
+ *  4. A read by the engine that was given up keeps its memory, and what it holds of zones and
+ *     descriptors, until the members have answered; then all of it is thrown away unseen.
  */
 #define _GNU_SOURCE
 #undef NDEBUG
@@ -21,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "engine.h"
 #include "erasure.h"
@@ -39,7 +42,7 @@ static const uint32_t NO_RUN = UINT32_MAX;
 /* Consecutive rows of one column. */
 struct run {
     struct rf_zone *zone;
-    struct rf_descriptor *descriptor; /* NULL: lost */
+    struct rf_descriptor *descriptor; /* NULL: lost, or its member sits out */
     uint64_t next;                    /* the address that would continue it; 0: none */
     uint64_t offset;                  /* in the file */
     uint32_t row, column;
@@ -64,6 +67,7 @@ struct rf_rebuild {
 };
 
 struct reading {
+    struct rf_link wait; /* through the engine, until it is over or given up */
     struct rf_columns *columns;
     const uint64_t *addresses;
     uint32_t count;
@@ -77,7 +81,10 @@ struct reading {
     /* Only through the engine: */
     uint64_t *memory; /* where cells go, in the order of `order` */
     struct rf_io *ios;
+    struct rf_member **whose; /* by io; NULL: nobody's */
     uint32_t ios_count;
+    int64_t begun_ns;
+    bool given_up;
     void (*done)(void *context, int result);
     void *context;
 };
@@ -114,7 +121,7 @@ static int run_begin(struct reading *reading, uint64_t address)
     struct run *run = &reading->runs[reading->runs_count++];
     const struct rf_column *from = &zone->columns[column];
     run->zone = zone;
-    run->descriptor = from->descriptor;
+    run->descriptor = rf_column_usable(from);
     run->offset = from->offset + (uint64_t)row * reading->columns->cell_bytes;
     run->row = row;
     run->column = column;
@@ -642,11 +649,86 @@ static void reading_free(struct reading *reading)
     free(reading);
 }
 
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+uint32_t rf_latency(uint32_t took_us)
+{
+    if (took_us < 4)
+        return took_us < 2 ? 0 : 4;
+    uint32_t doubled = 31 - (uint32_t)__builtin_clz(took_us);
+    return 4 * doubled + (took_us >> (doubled - 2) & 3);
+}
+
+/* Whether the io still waits for its member. */
+static bool io_waits(const struct reading *reading, uint32_t io)
+{
+    return reading->whose[io] && __atomic_load_n(&reading->ios[io].took_us, __ATOMIC_ACQUIRE) == 0;
+}
+
+static void note_latencies(const struct reading *reading)
+{
+    for (uint32_t i = 0; i < reading->ios_count; i++) {
+        if (reading->whose[i])
+            atomic_fetch_add_explicit(
+                &reading->whose[i]->latencies[rf_latency(reading->ios[i].took_us)], 1,
+                memory_order_relaxed);
+    }
+}
+
+static void wait_begin(struct reading *reading)
+{
+    struct rf_columns *columns = reading->columns;
+    reading->begun_ns = now_ns();
+    pthread_mutex_lock(&columns->waits_mutex);
+    rf_list_add(&columns->waits, &reading->wait);
+    pthread_mutex_unlock(&columns->waits_mutex);
+}
+
+/* Whether somebody still waits for it. */
+static bool wait_end(struct reading *reading)
+{
+    struct rf_columns *columns = reading->columns;
+    pthread_mutex_lock(&columns->waits_mutex);
+    bool wanted = !reading->given_up;
+    if (wanted)
+        rf_list_remove(&reading->wait);
+    pthread_mutex_unlock(&columns->waits_mutex);
+    return wanted;
+}
+
+/* The members have answered at last. What they said is nobody's. */
+static void complete_late(struct reading *reading)
+{
+    struct rf_columns *columns = reading->columns;
+    void (*done)(void *, int) = reading->done;
+    void *whose = reading->context;
+    finish(reading, true, -ETIMEDOUT);
+    reading_free(reading);
+    done(whose, -ECANCELED);
+    pthread_mutex_lock(&columns->waits_mutex);
+    bool last = --columns->stuck == 0 && columns->orphaned;
+    pthread_mutex_unlock(&columns->waits_mutex);
+    if (last)
+        rf_columns_end(columns);
+}
+
 /* On the engine's thread: all runs and fetches have been tried. */
 static void complete(void *context)
 {
     struct reading *reading = context;
     int result = 0;
+    if (reading->ios_count > 0) {
+        note_latencies(reading);
+        if (!wait_end(reading)) {
+            complete_late(reading);
+            return;
+        }
+    }
     for (uint32_t i = 0; i < reading->ios_count && result == 0; i++)
         result = reading->ios[i].result == 0 ? 0 : -EIO;
     for (uint32_t r = 0; r < reading->runs_count && result == 0; r++) {
@@ -670,6 +752,7 @@ static void complete(void *context)
 static void io_add(struct reading *reading, const struct run *run, uint64_t address, uint32_t cells)
 {
     uint64_t nbytes = reading->columns->cell_bytes;
+    reading->whose[reading->ios_count] = run->descriptor->whose;
     reading->ios[reading->ios_count] =
         (struct rf_io){.op = RF_READ,
                        .fd = run->descriptor->fd,
@@ -686,9 +769,10 @@ static int ios_make(struct reading *reading)
 {
     const struct rf_rebuild *rebuild = reading->lost_count > 0 ? reading->rebuild : NULL;
     size_t count = reading->runs_count + (rebuild ? rebuild->fetches_count : 0);
-    reading->ios = malloc(count * sizeof reading->ios[0] + 1);
+    reading->ios = malloc(count * (sizeof reading->ios[0] + sizeof reading->whose[0]) + 1);
     if (!reading->ios)
         return -ENOMEM;
+    reading->whose = (struct rf_member **)(reading->ios + count);
     const uint64_t cell_bytes = reading->columns->cell_bytes;
     for (uint32_t r = 0; r < reading->runs_count; r++) {
         const struct run *run = &reading->runs[r];
@@ -740,11 +824,78 @@ int rf_columns_read_start(struct rf_columns *columns, struct rf_engine *engine,
         complete(reading);
         return 0;
     }
-    if (error == 0)
+    if (error == 0) {
+        wait_begin(reading);
         error = rf_engine_submit(engine, reading->ios, reading->ios_count, complete, reading);
-    if (error == 0)
-        return 0;
+        if (error == 0)
+            return 0;
+        if (!wait_end(reading)) { /* given up already: its caller has been told */
+            complete_late(reading);
+            return 0;
+        }
+    }
     error = finish(reading, planned, error);
     reading_free(reading);
     return error;
+}
+
+/* ---- what members have not answered ---- */
+
+uint32_t rf_columns_waiting(struct rf_columns *columns, struct rf_columns_wait *waits,
+                            uint32_t room)
+{
+    uint32_t count = 0;
+    int64_t now = now_ns();
+    pthread_mutex_lock(&columns->waits_mutex);
+    for (struct rf_link *link = columns->waits.newer; link != &columns->waits; link = link->newer) {
+        const struct reading *reading = (struct reading *)link;
+        int64_t age = now > reading->begun_ns ? now - reading->begun_ns : 0;
+        for (uint32_t i = 0; i < reading->ios_count; i++) {
+            if (!io_waits(reading, i))
+                continue;
+            uint32_t w = 0;
+            while (w < count && waits[w].member != reading->whose[i]->id)
+                w++;
+            if (w == room)
+                continue;
+            if (w == count)
+                waits[count++] = (struct rf_columns_wait){.member = reading->whose[i]->id};
+            waits[w].reads++;
+            if (waits[w].oldest_ns < (uint64_t)age)
+                waits[w].oldest_ns = (uint64_t)age;
+        }
+    }
+    pthread_mutex_unlock(&columns->waits_mutex);
+    return count;
+}
+
+static bool waits_for(const struct reading *reading, int32_t member)
+{
+    for (uint32_t i = 0; i < reading->ios_count; i++) {
+        if (io_waits(reading, i) && reading->whose[i]->id == member)
+            return true;
+    }
+    return false;
+}
+
+uint32_t rf_columns_give_up(struct rf_columns *columns, int32_t member, uint64_t older_than_ns)
+{
+    uint32_t count = 0;
+    int64_t latest = now_ns() - (int64_t)older_than_ns;
+    pthread_mutex_lock(&columns->waits_mutex);
+    for (struct rf_link *link = columns->waits.newer, *next; link != &columns->waits; link = next) {
+        struct reading *reading = (struct reading *)link;
+        next = link->newer;
+        if (reading->begun_ns > latest || !waits_for(reading, member))
+            continue;
+        rf_list_remove(link);
+        reading->given_up = true;
+        columns->stuck++;
+        count++;
+        /* With the mutex held, so that the second call can't come first. */
+        reading->done(reading->context, -ETIMEDOUT);
+    }
+    pthread_mutex_unlock(&columns->waits_mutex);
+    atomic_fetch_add_explicit(&columns->given_up, count, memory_order_relaxed);
+    return count;
 }

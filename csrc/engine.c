@@ -33,12 +33,14 @@ enum {
     QUICK_SYNC_NS = 20000,
     COUNTED_SYNC_NS_MAX = 8 * QUICK_SYNC_NS, /* one that was interrupted says little */
     THREADS_MAX = 64,
+    THREADS_MOST = 256, /* with those that stand in for stuck ones */
 };
 
 struct rf_engine {
     struct rf_threads *threads;
     struct rf_ring *ring; /* NULL: threads do everything */
     int ring_only;
+    uint32_t threads_count;       /* at first */
     atomic_int_least64_t sync_ns; /* how long syncs by threads took lately */
     int event_fd;
     pthread_mutex_t mutex;
@@ -118,13 +120,18 @@ static int64_t transfer(const struct rf_io *io, uint64_t done)
     return moved < 0 ? -errno : moved;
 }
 
+int64_t rf_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
 static int64_t timed_sync(struct rf_engine *engine, int fd)
 {
-    struct timespec begun, ended;
-    clock_gettime(CLOCK_MONOTONIC, &begun);
+    int64_t begun = rf_now_ns();
     int64_t result = fdatasync(fd) ? -errno : 0;
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    int64_t took = (ended.tv_sec - begun.tv_sec) * 1000000000LL + ended.tv_nsec - begun.tv_nsec;
+    int64_t took = rf_now_ns() - begun;
     int64_t lately = atomic_load_explicit(&engine->sync_ns, memory_order_relaxed);
     took = took < COUNTED_SYNC_NS_MAX ? took : COUNTED_SYNC_NS_MAX;
     atomic_store_explicit(&engine->sync_ns, lately + (took - lately) / 8, memory_order_relaxed);
@@ -134,9 +141,10 @@ static int64_t timed_sync(struct rf_engine *engine, int fd)
 static void perform(struct rf_engine *engine, struct rf_io *io)
 {
     uint64_t done = 0;
-    int64_t moved;
+    int64_t moved, begun_ns = io->op == RF_READ ? rf_now_ns() : 0;
     if (io->op != RF_SYNC && rf_io_bytes(io) == 0) {
         io->result = 0;
+        rf_io_over(io, begun_ns);
         return;
     }
     do {
@@ -145,6 +153,7 @@ static void perform(struct rf_engine *engine, struct rf_io *io)
         else
             moved = transfer(io, done);
     } while (rf_io_advance(io, moved, &done));
+    rf_io_over(io, begun_ns);
 }
 
 void rf_job_perform(struct rf_job *job)
@@ -443,7 +452,8 @@ static int engine_fill(struct rf_engine *engine, int ring, uint32_t threads)
     engine->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (engine->event_fd < 0)
         return -errno;
-    engine->threads = rf_threads_new(threads, &error);
+    engine->threads = rf_threads_new(threads, THREADS_MOST, &error);
+    engine->threads_count = threads;
     engine->ring_only = ring == 2;
     if (!error && ring)
         engine->ring = rf_ring_new(&error);
@@ -468,6 +478,12 @@ struct rf_engine *rf_engine_new(int ring, uint32_t threads, int *error)
         return NULL;
     }
     return engine;
+}
+
+void rf_engine_relieve(struct rf_engine *engine, uint32_t stuck)
+{
+    uint32_t more = THREADS_MOST - engine->threads_count;
+    rf_threads_grow(engine->threads, engine->threads_count + (stuck < more ? stuck : more));
 }
 
 void rf_engine_free(struct rf_engine *engine)

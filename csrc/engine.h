@@ -22,10 +22,11 @@ struct rf_io {
                          (uint64_t), nbytes each */
     uint64_t nbytes;  /* of the buffer, or of one cell */
     uint32_t cells;
-    uint32_t chain; /* adjacent ios with the same number are one chain */
-    int32_t result; /* 0 or -errno; -ENODATA: the file ended early; -ECANCELED: an earlier one of
-                       its chain failed */
-    uint32_t padding;
+    uint32_t chain;   /* adjacent ios with the same number are one chain */
+    int32_t result;   /* 0 or -errno; -ENODATA: the file ended early; -ECANCELED: an earlier one of
+                         its chain failed */
+    uint32_t took_us; /* of a read: 0 until it is over, then how long it took, at least 1; others
+                         may look at it meanwhile (__atomic_load_n) */
 };
 
 /* Whether any of them has a result but 0. */
@@ -53,6 +54,10 @@ int rf_engine_eventfd(struct rf_engine *engine);
 
 /* Takes at most `room` ids of what `start` began and is done; how many. */
 uint32_t rf_engine_finished(struct rf_engine *engine, uint64_t *ids, uint32_t room);
+
+/* So many of its jobs are stuck and will not end soon: with threads, it shall have as many more
+ * than at first (at most 256 in all). May be called at any time; fewer do no harm. */
+void rf_engine_relieve(struct rf_engine *engine, uint32_t stuck);
 
 /* Whether `run` would be through with such a batch sooner than another thread could be woken: small
  * writes, and syncs where those of late were over at once. */

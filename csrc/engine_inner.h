@@ -69,6 +69,17 @@ uint64_t rf_io_bytes(const struct rf_io *io);
  * the rest is still to be moved (or all of it again); 0: it is over, its result is set. */
 int rf_io_advance(struct rf_io *io, int64_t moved, uint64_t *done);
 
+int64_t rf_now_ns(void);
+
+/* A read that began then is over. */
+static inline void rf_io_over(struct rf_io *io, int64_t begun_ns)
+{
+    int64_t took_us = io->op == RF_READ ? (rf_now_ns() - begun_ns) / 1000 : 0;
+    if (took_us > UINT32_MAX)
+        took_us = UINT32_MAX;
+    __atomic_store_n(&io->took_us, took_us > 0 ? (uint32_t)took_us : 1, __ATOMIC_RELEASE);
+}
+
 /* Does all ios of a job on this thread, blocking. */
 void rf_job_perform(struct rf_job *job);
 
@@ -77,8 +88,11 @@ int rf_thread_new(pthread_t *thread, void *(*run)(void *), void *argument);
 
 /* engine_threads.c */
 struct rf_threads;
-struct rf_threads *rf_threads_new(uint32_t count, int *error);
+/* `room`: the most that there can be. */
+struct rf_threads *rf_threads_new(uint32_t count, uint32_t room, int *error);
 void rf_threads_free(struct rf_threads *threads);
+/* So many in all, if the system gives them. */
+void rf_threads_grow(struct rf_threads *threads, uint32_t count);
 void rf_threads_submit(struct rf_threads *threads, struct rf_job *jobs, uint32_t count);
 
 /* engine_ring.c */

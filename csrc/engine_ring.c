@@ -27,6 +27,7 @@ enum {
     SLOTS = ENTRIES - 1, /* one entry is that of the wake-up */
     WAKE = SLOTS,        /* as user data; otherwise the number of a slot */
     PART_BYTES_MAX = 1 << 30,
+    REGISTER_IOWQ_MAX_WORKERS = 19, /* newer than the oldest headers that this compiles with */
 };
 
 /* Newer than the oldest headers that this compiles with. */
@@ -41,6 +42,7 @@ enum {
 struct slot {
     struct rf_job *job;
     uint32_t at;          /* the io that is in flight */
+    int64_t begun_ns;     /* when its first request went out, if it reads */
     uint64_t done;        /* bytes of it that are moved */
     struct iovec *pieces; /* room for RF_VECTORS_MAX, once a gather needed them */
     uint32_t next;        /* free slots form a list */
@@ -111,6 +113,15 @@ static void unmap(struct mapped *mapped)
         munmap(mapped->start, mapped->nbytes);
 }
 
+/* What can't be read without waiting the kernel gives to threads of its own, by default a handful:
+ * as many as a member that doesn't answer could take, and with them all others' reads. Linux 5.15;
+ * before that such members can do so. */
+static void allow_workers(int fd)
+{
+    uint32_t most[2] = {ENTRIES, 0}; /* for files; for all else, as it is */
+    syscall(__NR_io_uring_register, fd, REGISTER_IOWQ_MAX_WORKERS, most, 2);
+}
+
 static int ring_open(struct rf_ring *ring)
 {
     /* Linux 5.6: one map for both rings, nothing dropped, vectors copied at submission, READ/WRITE
@@ -123,6 +134,7 @@ static int ring_open(struct rf_ring *ring)
         return ring->fd;
     if ((params.features & needed) != needed)
         return -ENOSYS;
+    allow_workers(ring->fd);
     size_t sq_bytes = params.sq_off.array + params.sq_entries * sizeof(uint32_t);
     size_t cq_bytes = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
     int error =
@@ -195,6 +207,8 @@ static void slot_submit(struct rf_ring *ring, uint32_t number)
 {
     struct slot *slot = &ring->slots[number];
     const struct rf_io *io = &slot->job->batch->ios[slot->at];
+    if (io->op == RF_READ && slot->done == 0)
+        slot->begun_ns = rf_now_ns();
     if (io->op == RF_SYNC) {
         struct io_uring_sqe *entry = entry_new(ring, number);
         entry->opcode = IORING_OP_FSYNC;
@@ -231,6 +245,7 @@ static int slot_skip_empty(struct slot *slot)
         if (io->op == RF_SYNC || rf_io_bytes(io) > 0)
             return 1;
         io->result = 0;
+        rf_io_over(io, rf_now_ns());
         if (!slot_next(slot))
             return 0;
     }
@@ -278,7 +293,12 @@ static void reaped(struct rf_ring *ring, uint64_t user_data, int32_t moved)
     uint32_t number = (uint32_t)user_data;
     struct slot *slot = &ring->slots[number];
     struct rf_io *io = &slot->job->batch->ios[slot->at];
-    if (rf_io_advance(io, moved, &slot->done) || (slot_next(slot) && slot_skip_empty(slot)))
+    int more = rf_io_advance(io, moved, &slot->done);
+    if (!more) {
+        rf_io_over(io, slot->begun_ns);
+        more = slot_next(slot) && slot_skip_empty(slot);
+    }
+    if (more)
         slot_submit(ring, number);
     else
         slot_free(ring, number);

@@ -17,7 +17,8 @@ struct rf_threads {
     pthread_cond_t work;
     struct rf_jobs queue;
     int stopping;
-    uint32_t count;
+    pthread_mutex_t growing; /* guards what follows */
+    uint32_t count, room;
     pthread_t threads[];
 };
 
@@ -42,21 +43,38 @@ static void *serve(void *argument)
     return NULL;
 }
 
-struct rf_threads *rf_threads_new(uint32_t count, int *error)
+/* 0 or -errno. */
+static int grow(struct rf_threads *threads, uint32_t count)
 {
-    struct rf_threads *threads = calloc(1, sizeof *threads + count * sizeof threads->threads[0]);
+    int error = 0;
+    pthread_mutex_lock(&threads->growing);
+    while (!error && threads->count < count && threads->count < threads->room) {
+        error = rf_thread_new(&threads->threads[threads->count], serve, threads);
+        threads->count += !error;
+    }
+    pthread_mutex_unlock(&threads->growing);
+    return error;
+}
+
+void rf_threads_grow(struct rf_threads *threads, uint32_t count)
+{
+    grow(threads, count);
+}
+
+struct rf_threads *rf_threads_new(uint32_t count, uint32_t room, int *error)
+{
+    struct rf_threads *threads = calloc(1, sizeof *threads + room * sizeof threads->threads[0]);
     *error = -ENOMEM;
     if (threads == NULL)
         return NULL;
     pthread_mutex_init(&threads->mutex, NULL);
+    pthread_mutex_init(&threads->growing, NULL);
     pthread_cond_init(&threads->work, NULL);
-    while (threads->count < count) {
-        *error = rf_thread_new(&threads->threads[threads->count], serve, threads);
-        if (*error) {
-            rf_threads_free(threads);
-            return NULL;
-        }
-        threads->count++;
+    threads->room = room;
+    *error = grow(threads, count);
+    if (*error) {
+        rf_threads_free(threads);
+        return NULL;
     }
     return threads;
 }
@@ -74,6 +92,7 @@ void rf_threads_free(struct rf_threads *threads)
     assert(threads->queue.first == NULL);
     pthread_cond_destroy(&threads->work);
     pthread_mutex_destroy(&threads->mutex);
+    pthread_mutex_destroy(&threads->growing);
     free(threads);
 }
 

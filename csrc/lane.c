@@ -121,7 +121,7 @@ static struct read_buffer *buffer_new(struct rf_lane *lane)
     return buffer;
 }
 
-static void buffer_free(struct read_buffer *buffer)
+void lane_buffer_free(struct read_buffer *buffer)
 {
     if (!buffer)
         return;
@@ -156,7 +156,7 @@ void lane_buffer_give(struct read_buffer *buffer)
     }
     pthread_mutex_unlock(&lane->buffers_mutex);
     if (!keep)
-        buffer_free(buffer);
+        lane_buffer_free(buffer);
 }
 
 /* ---- workers ---- */
@@ -168,7 +168,7 @@ static void worker_free(struct worker *worker)
     if (!worker)
         return;
     worker_end_cells(worker);
-    buffer_free(worker->buffer);
+    lane_buffer_free(worker->buffer);
     free(worker->bases.bytes);
     free(worker);
 }
@@ -358,7 +358,7 @@ void rf_lane_free(struct rf_lane *lane)
         worker_free(lane->workers[way]);
     for (struct read_buffer *buffer = lane->buffers, *next; buffer; buffer = next) {
         next = buffer->next;
-        buffer_free(buffer);
+        lane_buffer_free(buffer);
     }
     pthread_mutex_destroy(&lane->buffers_mutex);
     if (lane->event_fd >= 0)

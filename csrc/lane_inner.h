@@ -244,6 +244,7 @@ void lane_raise_late(struct rf_lane *lane);
 uint32_t lane_cells_used(const struct rf_lane *lane, uint64_t nbytes);
 struct read_buffer *lane_buffer_take(struct rf_lane *lane);
 void lane_buffer_give(struct read_buffer *buffer);
+void lane_buffer_free(struct read_buffer *buffer);
 
 /* lane_device.c */
 extern const struct transport device_transport;

@@ -4,7 +4,8 @@
  * page cache at once, else by the engine, which answers when it has it, so that no worker waits.
  *  2. What was read from a cell is believed only if no zone was forgotten since the cell's address
  *     was looked up: its place might have been given to another file meanwhile.
- *  3. Whatever is unusual is carried to Python.
+ *  3. Whatever is unusual is carried to Python, also what a member doesn't answer in time: its
+ *     buffer is freed when the member has answered.
  */
 #include <errno.h>
 #include <string.h>
@@ -46,6 +47,10 @@ static int64_t look_up(struct rf_lane *lane, struct read_buffer *buffer, uint64_
 static void read_done(void *context, int result)
 {
     struct read_buffer *buffer = context;
+    if (result == -ECANCELED) { /* given up before; there may be no lane any more */
+        lane_buffer_free(buffer);
+        return;
+    }
     struct rf_lane *lane = buffer->lane;
     if (result == 0 && rf_columns_forgets(lane->setup.columns) == buffer->forgets) {
         count_opcode(tally(lane)->served, FUSE_READ);
@@ -53,7 +58,8 @@ static void read_done(void *context, int result)
         lane_answer_read_soon(buffer);
     } else {
         lane_carry(lane, buffer->head, sizeof(buffer->head), buffer->way, NULL);
-        lane_buffer_give(buffer);
+        if (result != -ETIMEDOUT) /* else it is still being read into */
+            lane_buffer_give(buffer);
     }
     atomic_fetch_sub(&lane->in_engine, 1);
 }

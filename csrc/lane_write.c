@@ -191,11 +191,26 @@ bool held_try(struct held_write *held, struct read_buffer *buffer)
     return true;
 }
 
+/* Python is to make the WRITE, while its bases are still being read into. */
+static void held_give_up(struct held_write *held)
+{
+    lane_carry(held->lane, held->head, held->nbytes, held->way, held->cells);
+    rf_pages_cells_give(held->lane->setup.pages, held->cells_count, held->cells);
+    held->cells_count = 0;
+}
+
 static void bases_done(void *context, int result)
 {
     struct held_write *held = context;
+    if (result == -ECANCELED) { /* given up before; there may be no lane any more */
+        free(held->bases.bytes);
+        free(held);
+        return;
+    }
     struct rf_lane *lane = held->lane;
-    if (result < 0) {
+    if (result == -ETIMEDOUT) {
+        held_give_up(held);
+    } else if (result < 0) {
         held_carry(held);
     } else {
         count(&tally(lane)->bases_read, held->bases.count);

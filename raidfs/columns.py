@@ -17,7 +17,7 @@ import os
 import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,26 @@ SLAB_ROWS = 256
 SLAB_BYTES_MAX = 64 << 20
 ZONES_MAX = 65536
 ZONES_MIN = 8
+WAITS_MAX = 256  # members that are told of at once
 DESCRIPTORS_KEPT = 512  # for everything else that the process opens
+
+
+class Look(NamedTuple):
+    """What putting a column needs to know of its file: see struct rf_look. `inode` 0: nothing, as
+    each column has a file of its own."""
+
+    device: int
+    inode: int
+    never_waits: bool
+    is_direct: bool
+
+
+class Wait(NamedTuple):
+    """Reads that a member has not answered yet; the first of them is so old."""
+
+    member: int
+    reads: int
+    oldest_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +68,8 @@ class ColumnsStatistics:
     unknown: int
     waiting: int
     failed: int
+    given_up: int
+    stuck: int
 
 
 def zones_affordable(width: int) -> int:
@@ -72,6 +93,7 @@ class Columns:
         self.pointer = ffi.gc(columns, lib.rf_columns_free)
         self.cell_bytes = cell_bytes
         self._closed = False
+        self._waits = ffi.new("struct rf_columns_wait[]", WAITS_MAX)
 
     def close(self) -> None:
         """Forget all zones, for good."""
@@ -87,9 +109,11 @@ class Columns:
         rows: int,
         columns: Sequence[tuple[int, int]],
         members: Sequence[int],
+        looks: Sequence[Look] | None = None,
     ) -> None:
         """`columns`: (descriptor, offset of the column in that file) by column; descriptor -1: the
-        column is lost. The descriptors are taken over, whatever happens."""
+        column is lost. The descriptors are taken over, whatever happens. `looks`: what is known of
+        the files; without, their systems are asked, and may be waited for."""
         fds = [fd for fd, _ in columns]
         if self._closed:
             close_all(fds)
@@ -97,7 +121,11 @@ class Columns:
         offsets = [offset for _, offset in columns]
         width = len(columns)
         assert len(members) == width
-        _check(lib.rf_columns_zone_put(self.pointer, zone, width, k, rows, fds, offsets, members))
+        known = (self.pointer, zone, width, k, rows, fds, offsets, members)
+        if looks is None:
+            _check(lib.rf_columns_zone_put(*known))
+        else:
+            _check(lib.rf_columns_zone_put_seen(*known, [tuple(look) for look in looks]))
 
     def zone_known(self, zone: int) -> bool:
         return bool(lib.rf_columns_zone_known(self.pointer, zone))
@@ -110,13 +138,22 @@ class Columns:
         """The member's columns are lost from now on."""
         lib.rf_columns_lose(self.pointer, member)
 
-    def recipe_put(self, zone: int, column: int, coefficients: U8) -> None:
+    def sit_out(self, member: int, sits: bool) -> None:
+        """The member's columns are read as if they were lost, or are read again."""
+        lib.rf_columns_sit_out(self.pointer, member, sits)
+
+    def recipe_put(
+        self, zone: int, column: int, coefficients: U8, *, in_doubt: bool = False
+    ) -> None:
         """The lost column is the sum of coefficients[c] times column c. uint8 (width,). Nothing
-        happens if the zone was forgotten meanwhile."""
+        happens if the zone was forgotten meanwhile, or, `in_doubt`, if it makes no sense any
+        more, as other members sit out."""
         assert coefficients.dtype == np.uint8 and coefficients.ndim == 1
         coefficients = np.ascontiguousarray(coefficients)
         at = ffi.cast("uint8_t *", coefficients.ctypes.data)
-        _check(lib.rf_columns_recipe_put(self.pointer, zone, column, at))
+        result = lib.rf_columns_recipe_put(self.pointer, zone, column, at)
+        if result != -errno.EINVAL or not in_doubt:
+            _check(result)
 
     # ---- checksums ----
 
@@ -150,11 +187,36 @@ class Columns:
         to = ffi.cast("uint8_t *", out.ctypes.data)
         return -int(lib.rf_columns_read(self.pointer, at, len(addresses), to, nowait))
 
+    # ---- members that don't answer ----
+
+    def waiting(self) -> list[Wait]:
+        """Of each member that has not answered all reads by the engine."""
+        waits = self._waits
+        count = lib.rf_columns_waiting(self.pointer, waits, WAITS_MAX)
+        return [Wait(it.member, it.reads, it.oldest_ns / 1e9) for it in waits[0:count]]
+
+    def give_up(self, member: int, older_than_s: float = 0.0) -> int:
+        """Ends reads that the member has not answered for so long; how many."""
+        return int(lib.rf_columns_give_up(self.pointer, member, int(older_than_s * 1e9)))
+
+    def latencies(self, member: int) -> list[int]:
+        """How many reads by the engine took how long; see csrc/columns.h."""
+        counts = ffi.new("uint64_t[]", lib.RF_LATENCIES)
+        lib.rf_columns_latencies(self.pointer, member, counts)
+        return list(counts)
+
     def statistics(self) -> ColumnsStatistics:
         out: Any = ffi.new("struct rf_columns_statistics *")
         lib.rf_columns_statistics(self.pointer, out)
         names = ColumnsStatistics.__dataclass_fields__
         return ColumnsStatistics(**{name: getattr(out, name) for name in names})
+
+
+def look_at(fd: int) -> Look:
+    """Asks the file's system, which may not answer."""
+    look: Any = ffi.new("struct rf_look *")
+    lib.rf_look_at(fd, look)
+    return Look(look.device, look.inode, bool(look.never_waits), bool(look.is_direct))
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -36,6 +36,7 @@ Addresses = npt.NDArray[np.uint64]
 THREADS = 8
 _RING: dict[str, int] = {"threads": 0, "auto": 1, "ring": 1, "ring_only": 2}
 _IDS = 64  # taken at once
+_LEFT: list[Any] = []  # engines that were left, for as long as the process lives
 
 
 _DOING = {lib.RF_READ: "reading", lib.RF_WRITE: "writing", lib.RF_SYNC: "syncing"}
@@ -147,6 +148,18 @@ class Engine:
         assert not self._closed
         return self._engine
 
+    def relieve(self, stuck: int) -> None:
+        """So many of its jobs will not end soon: threads stand in for theirs."""
+        if not self._closed:
+            lib.rf_engine_relieve(self._engine, stuck)
+
+    def leave(self) -> None:
+        """As `close`, but what is under way is left alone, as it may never end."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                _LEFT.append(self._engine)
+
     def close(self) -> None:
         with self._lock:
             if self._closed:
@@ -165,7 +178,7 @@ class Engine:
     def _leave(self) -> None:
         with self._lock:
             self._users -= 1
-            last = self._closed and self._users == 0
+            last = self._closed and self._users == 0 and self._engine not in _LEFT
         if last:
             ffi.release(self._engine)
 

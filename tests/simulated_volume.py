@@ -70,13 +70,17 @@ def in_simulated_time(
 
 
 def fresh_files(
-    level: str, count: int, slots: int | list[int] = SLOTS, **options: Any
+    level: str,
+    count: int,
+    slots: int | list[int] = SLOTS,
+    width: int | None = None,
+    **options: Any,
 ) -> dict[FileKey, bytes]:
-    """The files of a new volume. `slots`: of each member, or of all."""
+    """The files of a new volume. `slots`: of each member, or of all. `width`: None for all."""
     setup = World()
     each = slots if isinstance(slots, list) else [slots] * count
     members = [SimulatedMember(setup, n, slots=each[n], **options) for n in range(count)]
-    parameters = Parameters(level, count, CELL_BYTES, ZONE_BYTES, 1 << 24, 1 << 24, 1)
+    parameters = Parameters(level, width or count, CELL_BYTES, ZONE_BYTES, 1 << 24, 1 << 24, 1)
     table = [
         MemberEntry(m.number, m.kind, m.path, m.slots_total, m.slots_total * ZONE_BYTES)
         for m in members

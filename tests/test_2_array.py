@@ -72,14 +72,15 @@ class Bench:
             for first, last in runs(self.present[:, column]):
                 out = np.empty((last - first, CELL), np.uint8)
                 crcs = np.ascontiguousarray(self.crcs[first:last, column])
-                good = self.array.read_run(self.zone, column, first, crcs, out)
+                good, late = self.array.read_in_time(self.zone, column, first, crcs, out)
                 assert (out[good] == self.content[column, first:last][good]).all()
                 if good.all():
                     continue
                 wanted = np.zeros((last - first, self.code.width), np.bool_)
                 wanted[:, column] = ~good
+                known = (self.crcs[first:last], self.present[first:last], wanted)
                 cells, solved = self.array.rebuild_rows(
-                    self.zone, first, self.crcs[first:last], self.present[first:last], wanted
+                    self.zone, first, *known, late=[column] * late
                 )
                 assert solved.all(), (column, first, last)
                 bad = ~good

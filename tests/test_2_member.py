@@ -165,6 +165,7 @@ def test_columns_in_files_have_descriptors(tmp_path, kind):
     member = maker.make()
     assert member.column_descriptor(5, 1, 4) is None or kind == "image"
     member.column_create(5, 1, 4, ZONE_BYTES)
+    member.column_open(5, 1, 4)
     fd, offset = member.column_descriptor(5, 1, 4)
     assert os.fstat(fd).st_size >= offset + ZONE_BYTES
     os.close(fd)

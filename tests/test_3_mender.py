@@ -8,8 +8,11 @@ import pytest
 import trio
 from checking import run_check
 from volumes import ROOT as CALLER
-from volumes import content, make_members, mounted
+from volumes import content, forget_all, make_members, mounted
 
+from raidfs.check import check_volume
+from raidfs.errors import MemberError, UsageError
+from raidfs.raid.directory import ZONES_NAME
 from raidfs.raid.enlarge import lay_out_member, plan_members
 from raidfs.raid.places import open_member
 
@@ -42,8 +45,16 @@ async def add(store, path, **options):
 
 
 async def mended(store):
+    """Nothing is left to be made, and labels say so."""
+
+    def going():
+        table = store.assembly.label.members
+        heirs = {entry.replaces for entry in table}
+        return any(e.role == "leaving" or (e.id in heirs and not e.is_current) for e in table)
+
     with trio.fail_after(30):
-        while store.mender.lacking() or store.mender.statistics().working:
+        while store.mender.lacking() or store.mender.statistics().working or going():
+            assert store.mender.broken is None and store.failed is None
             await trio.sleep(0.02)
 
 
@@ -97,7 +108,10 @@ async def test_a_member_that_is_back_gets_what_it_missed_and_no_more(tmp_path):
         assert statistics.columns_mended == missed
         rows = sum(zone.fill for zone in store.space.zones.values())
         assert 0 < statistics.done_bytes < rows * store.cell_bytes
-        assert not store.array.stale and not store.assembly.label.parameters.uneven
+        assert not store.array.stale
+        with trio.fail_after(10):
+            while store.assembly.label.parameters.uneven:
+                await trio.sleep(0.02)
         await write(volume, b"later")
     run_check(paths)
     async with mounted(paths) as volume:
@@ -134,12 +148,238 @@ async def test_a_member_leaves(tmp_path, level):
         await add(store, fresh(tmp_path, "new"))
         await store.membership.change(0, role="leaving")
         await mended(store)
-        with trio.fail_after(10):
-            while any(entry.id == 0 for entry in store.assembly.label.members):
-                await trio.sleep(0.02)
-        assert not [p for p in (Path(paths[0]) / "raidfs-zones").rglob("*") if p.is_file()]
+        assert all(entry.id != 0 for entry in store.assembly.label.members)
+        zones = Path(paths[0]) / ZONES_NAME
+        assert zones.is_dir() and not list(zones.rglob("????????.*"))
         await all_right(volume, [b"x"])
         await write(volume, b"y")
     run_check(paths[1:])
     async with mounted(paths[1:]) as volume:
         await all_right(volume, [b"x", b"y"])
+
+
+# -- spares, settings, events ----------------------------------------------------------------------
+
+
+def kinds(store):
+    """What was noted since the opening."""
+    return [(each.kind, each.member) for each in store.events.since(store.events.first - 1)]
+
+
+@pytest.mark.trio
+async def test_a_hot_spare_takes_the_place_of_a_lost_member(tmp_path):
+    paths = make_members(tmp_path / "v", 3, zone_bytes=1 << 16)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        number = await add(store, fresh(tmp_path, "spare"), role="spare")
+        await write(volume, b"y")
+        assert store.membership.columns_of(number) == 0
+        await store.losses.fail_member(1, "a test")
+        await mended(store)
+        entry = store.membership.entry(number)
+        assert (entry.role, entry.replaces) == ("data", -1)
+        assert store.membership.columns_of(number)
+        told = kinds(store)
+        for kind in ("RebuildStarted", "Rebuild20", "Rebuild80", "RebuildFinished"):
+            assert told.count((kind, 1)) == 1, told
+        assert ("SpareActive", number) in told and ("SparesMissing", 1) in told
+        await all_right(volume, [b"x", b"y"])
+    run_check([paths[0]])
+
+
+@pytest.mark.trio
+async def test_a_spare_is_taken_for_a_loss_of_an_earlier_mount(tmp_path):
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        await write(volume, b"x")
+        await volume.store.losses.fail_member(1, "a test")
+    async with mounted(paths) as volume:
+        number = await add(volume.store, fresh(tmp_path, "spare"), role="spare")
+        await mended(volume.store)
+        assert {e.id for e in volume.store.assembly.label.members} == {0, 2, number}
+        await all_right(volume, [b"x"])
+    run_check([paths[0]])
+
+
+@pytest.mark.trio
+async def test_of_several_spares_the_smallest_that_suffices_and_is_apart(tmp_path):
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        await store.membership.change(0, domain="shelf")
+        near = await add(store, fresh(tmp_path, "near"), role="spare", domain="shelf")
+        far = await add(store, fresh(tmp_path, "far"), role="spare", domain="other")
+        await store.losses.fail_member(1, "a test")
+        await mended(store)
+        assert store.membership.entry(far).role == "data"
+        assert store.membership.entry(near).role == "spare"
+        assert "SparesMissing" not in [kind for kind, _ in kinds(store)]
+
+
+@pytest.mark.trio
+async def test_nothing_is_made_anew_of_who_is_offline(tmp_path):
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        spare = await add(store, fresh(tmp_path, "spare"), role="spare")
+        await store.losses.fail_member(1, "to be back", expected=True)
+        assert store.membership.entry(1).state == "offline"
+        await trio.sleep(0.1)
+        assert not store.mender.lacking() and store.mender.statistics().waiting
+        assert store.membership.entry(spare).role == "spare"
+        await store.membership.change(1, state="failed")
+        await mended(store)
+        assert store.membership.entry(spare).role == "data"
+
+
+@pytest.mark.parametrize("rebuild", ["spare", "manual"])
+@pytest.mark.trio
+async def test_the_setting_says_whether_columns_are_spread(tmp_path, rebuild):
+    paths = make_members(tmp_path / "v", 4, width=3)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        await store.mender.set(rebuild=rebuild, limit_bytes_s=1 << 30)
+        await store.losses.fail_member(1, "a test")
+        with trio.fail_after(10):
+            while not store.mender.statistics().stalled:
+                await trio.sleep(0.02)
+        assert "setting" in store.mender.statistics().stalled
+        assert ("RebuildStalled", 1) in kinds(store)
+        assert (("SparesMissing", 1) in kinds(store)) == (rebuild == "spare")
+    async with mounted(paths) as volume:
+        store = volume.store
+        assert store.mender.settings.rebuild == rebuild and store.mender.pace.limit_bytes_s
+        assert store.mender.lacking()
+        await store.mender.set(rebuild="auto")
+        await mended(store)
+        await all_right(volume, [b"x"])
+    assert not check_volume(paths[0]).findings  # but a note on the member that is lost
+
+
+@pytest.mark.trio
+async def test_paused_it_stands_still_also_after_the_next_mount(tmp_path):
+    paths = make_members(tmp_path / "v", 4, width=3)
+    async with mounted(paths) as volume:
+        await write(volume, b"x")
+        await volume.store.mender.set(paused=True)
+        await volume.store.losses.fail_member(1, "a test")
+    async with mounted(paths) as volume:
+        store = volume.store
+        await trio.sleep(0.2)
+        assert store.mender.paused and store.mender.lacking()
+        assert not store.mender.statistics().columns_mended
+        await store.mender.set(paused=False)
+        await mended(store)
+        assert store.mender.statistics().columns_mended
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.trio
+async def test_who_is_there_is_not_taken_back(tmp_path):
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        member = volume.store.assembly.members[1]
+        with pytest.raises(UsageError, match="in use already"):
+            await volume.store.membership.back(1, member, lambda done, total: None)
+
+
+@pytest.mark.trio
+async def test_zones_of_which_most_is_dead_are_emptied_instead(tmp_path):
+    paths = make_members(tmp_path / "v", 4, width=3, zone_bytes=1 << 16)
+    async with mounted(paths) as volume:
+        store = volume.store
+        for number in range(40):
+            ino = volume.create(ROOT, b"f%d" % number, 0o644, 2, CALLER).ino
+            await volume.write(ino, 0, b"%d" % (number % 10) * 20_000)
+            volume.release(ino)
+            forget_all(volume, ino)
+            await store.commit()
+        for number in range(40):
+            if number % 4:
+                volume.unlink(ROOT, b"f%d" % number)
+        await store.commit()
+        fill = sum(zone.fill for zone in store.space.zones.values() if zone.live)
+        await store.losses.fail_member(1, "a test")
+        await mended(store)
+        assert store.cleaner.statistics().cells_moved
+        assert store.mender.statistics().done_bytes < fill * store.cell_bytes
+        for number in range(0, 40, 4):
+            found = await content(volume, volume.lookup(ROOT, b"f%d" % number).ino)
+            assert found == b"%d" % (number % 10) * 20_000
+    assert not check_volume(paths[0]).findings
+
+
+@pytest.mark.trio
+async def test_a_row_beyond_redundancy_is_told_and_the_rest_is_mended(tmp_path):
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        zone = next(zone for zone in store.space.zones.values() if zone.live)
+        column = next(c for c, (m, _) in enumerate(zone.map.columns) if m == 0)
+        (path,) = (Path(paths[0]) / ZONES_NAME).rglob(f"{zone.map.zone:08x}.{column}")
+        await store.losses.fail_member(1, "a test")
+        with open(path, "r+b") as file:
+            file.seek(store.cell_bytes)
+            file.write(b"\xff" * store.cell_bytes)
+        number = await add(store, fresh(tmp_path, "new"), replaces=[1])
+        await mended(store)
+        assert store.mender.statistics().rows_unrecoverable == 1
+        assert store.membership.columns_of(number)
+
+
+@pytest.mark.trio
+async def test_a_new_member_that_fails_while_it_joins_is_none(tmp_path, monkeypatch):
+    """At its label, when it has all metadata already: the volume goes on, and mounts again."""
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        label = store.assembly.label
+        place = fresh(tmp_path, "new")
+        (entry,) = plan_members(label, [str(place)], size_bytes=48 << 20)
+        member = lay_out_member(label, entry)
+        real, calls = member.write_label, []
+
+        def write_label(copy, data):
+            calls.append(copy)
+            if copy == 1:
+                raise MemberError("simulated", str(place))
+            real(copy, data)
+
+        monkeypatch.setattr(member, "write_label", write_label)
+        with pytest.raises(MemberError, match="simulated"):
+            await store.membership.add(entry, member, lambda done, total: None)
+        assert calls == [0, 1]
+        member.close()
+        assert {e.id for e in store.assembly.label.members} == {0, 1, 2}
+        assert entry.id not in store.array.states and entry.id not in store.mirror.members
+        await write(volume, b"y")
+        assert store.failed is None
+    run_check(paths)
+    async with mounted(paths) as volume:
+        await all_right(volume, [b"x", b"y"])
+        with pytest.raises(UsageError, match="added meanwhile"):
+            await volume.store.membership.add(entry, member, lambda done, total: None)
+
+
+@pytest.mark.trio
+async def test_an_empty_member_is_removed_and_one_with_columns_is_not(tmp_path):
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        store = volume.store
+        await write(volume, b"x")
+        number = await add(store, fresh(tmp_path, "spare"), role="spare")
+        with pytest.raises(UsageError, match="columns of zones"):
+            await store.membership.remove(0)
+        await store.membership.remove(number)
+        with pytest.raises(UsageError, match="no member"):
+            store.membership.entry(number)
+        await write(volume, b"y")
+    run_check(paths)

@@ -29,9 +29,11 @@ from raidfs.fs.attributes import Changes
 from raidfs.raid.array import ZoneMap
 from raidfs.raid.code import parse_code
 from raidfs.raid.label import LABEL_BYTES, encode_label, read_labels, write_label
+from raidfs.store.batches import sealed_page
 from raidfs.store.hidden import MOVES_INO
 from raidfs.store.meta import Leaf, Meta
 from raidfs.store.mirror import Mirror
+from raidfs.store.scrub_record import Figures, LostFile, Record, encode_files, encode_record
 
 ROOT = 1
 INF = 2**63 - 1
@@ -138,6 +140,11 @@ class Saboteur:
         return member, f"zone-{zone.zone}.{column}", part, place, row
 
 
+def setting(name, value):
+    """What belongs to the volume is that."""
+    return sql(f"INSERT OR REPLACE INTO setting VALUES ('{name}', x'{value.hex()}')")
+
+
 def set_address(index, value):
     def change(addresses):
         addresses[index] = value(addresses) if callable(value) else value
@@ -163,6 +170,13 @@ def spoil_page(bench):
     content = bench.members[0].files["raidfs.db"]
     for offset in range(4096, len(content), 4096):
         content[offset + 50] ^= 1
+
+
+def foreign_metadata(bench):
+    """What page 1 says of the volume that it belongs to."""
+    content = bench.members[0].files["raidfs.db"]
+    content[68] ^= 1
+    content[:4096] = sealed_page(bytes(content[:4096]), 0)
 
 
 def spoil_label(bench):
@@ -229,6 +243,7 @@ SABOTAGE = {
     "label.copy": spoil_label,
     "metadata.MetadataBad": spoil_page,
     "metadata.page": spoil_page,
+    "metadata.member": foreign_metadata,
     "metadata.open": sql("UPDATE state SET format = 99"),
     "metadata.format": sql("UPDATE leaf SET cells = x'07ff' WHERE ino = {big}"),
     "metadata.sqlite": sql(
@@ -268,6 +283,7 @@ SABOTAGE = {
     "xattr.count": sql("UPDATE inode SET xattrs = 5 WHERE ino = {big}"),
     "zone.numbers": sql("UPDATE zone SET fill = rows + 1 WHERE zone = 1"),
     "zone.columns": sql('DELETE FROM "column" WHERE zone = 1 AND "column" = 2'),
+    "zone.code": sql("UPDATE zone SET code = '0/3' WHERE zone = 1"),
     "zone.slot": sql('UPDATE "column" SET slot = 9999 WHERE zone = 1 AND "column" = 2'),
     "zone.missed": sql('UPDATE "column" SET missed = 9999 WHERE zone = 1 AND "column" = 2'),
     "zone.live": sql("UPDATE zone SET live = live + 1 WHERE zone = 1"),
@@ -294,6 +310,10 @@ SABOTAGE = {
     "event.row": sql("INSERT INTO event VALUES (-5, 1, 'Healed', 0, '', '{}')"),
     "event.member": sql("INSERT INTO event VALUES (5, 1, 'Healed', -7, '', '{}')"),
     "event.details": sql("INSERT INTO event VALUES (5, 1, 'Healed', 0, '', '[1]')"),
+    "scrub.record": setting("scrub", b"nonsense"),
+    "scrub.files": setting("scrub.files", encode_files([LostFile("/a", "", 2, 1, 0)])),
+    "scrub.cursor": setting("scrub", encode_record(Record(cursor=1 << 30))),
+    "scrub.figures": setting("scrub", encode_record(Record(members={1: Figures(healed=1)}))),
 }
 
 # Of the volume with snapshots: what is wrong in one of them, or with all of them.

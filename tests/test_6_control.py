@@ -15,10 +15,10 @@ from raidfs.daemon.control import (
     ControlClient,
     ControlError,
     ControlServer,
-    MemberFailRequest,
     StatusRequest,
     SyncRequest,
 )
+from raidfs.daemon.member_requests import MemberFailRequest
 from raidfs.errors import UsageError
 
 
@@ -59,7 +59,7 @@ def served(tmp_path):
         return {"done": True}
 
     async def fail(request):
-        raise UsageError(f"there is no member {request.member_id}", errno=22)
+        raise UsageError(f"there is no member {request.members[0]}", errno=22)
 
     async def broken(request):
         raise ZeroDivisionError
@@ -97,7 +97,7 @@ def test_requests_are_answered_in_order_on_one_connection(served):
 def test_an_error_of_the_world_reaches_the_client_as_its_sentence(served):
     with ControlClient(served[0]) as client:
         with pytest.raises(ControlError, match="there is no member 7") as caught:
-            client.ask(MemberFailRequest(member_id=7))
+            client.ask(MemberFailRequest(members=("7",)))
         assert caught.value.errno == 22
         assert client.ask(SyncRequest())  # and the connection lives on
 
@@ -235,5 +235,5 @@ def test_who_hangs_up_in_the_middle_stops_it_and_nothing_runs_ahead(counting):
 def test_a_request_beyond_all_bounds_is_not_even_sent(counting):
     with ControlClient(counting[0]) as client:
         with pytest.raises(ControlError, match="name less"):
-            client.ask(control.MemberFailRequest(reason="x" * control.REQUEST_BYTES_MAX))
+            client.ask(MemberFailRequest(reason="x" * control.REQUEST_BYTES_MAX))
         assert numbers(client, until=1) == [0]

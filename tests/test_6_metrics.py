@@ -91,6 +91,9 @@ async def figures(tmp_path, **options):
         await volume.store.snapshots.create("monday", "")
         volume.store.events.note("Rebuild20")
         volume.store.array.states[1].read_errors = 5
+        volume.store.slow.patience.learn(1, [100, *[0] * 127])  # reads by the engine
+        volume.store.scrub.start()
+        await volume.store.scrub.ended()
         volume.release(ino)
         status = describe(store_condition(volume.store, "/mnt/tank", LANE))
         told = msgspec.to_builtins(statistics_of(volume, LANE_TOLD))

@@ -13,6 +13,7 @@ from .cells import Cells
 from .events import check_events
 from .leaves import Leaves
 from .report import Progress, Report
+from .scrub import check_scrub
 from .snapshots import Snapshots
 from .tree import Tree
 from .zones import Zones
@@ -45,6 +46,9 @@ def check_assembly(
         read_only=True,
         on_event=lambda name, member, text: report.add(
             f"metadata.{name}", f"member {member}: {text}"
+        ),
+        on_failed=lambda member, reason: report.add(
+            "metadata.member", f"member {member}: {reason}"
         ),
     )
     try:
@@ -100,4 +104,5 @@ def _check_metadata(assembly: Assembly, meta: Meta, report: Report) -> Zones:
     zones.conclude()
     snapshots.figures(tree, leaves, zones)
     check_events(meta, report)
+    check_scrub(meta, report)
     return zones

@@ -78,6 +78,9 @@ class Zones:
             self.report.count("zones")
             if row.zone >= self.meta.next_zone or not 0 <= row.fill <= row.rows:
                 self.report.add("zone.numbers", f"{where}: fill {row.fill} of {row.rows} rows")
+            if row.live and code.tolerance < self._tolerance():
+                text = f"{where}: code {row.code} survives less than labels say"
+                self.report.add("zone.code", text)
             if len(row.columns) != code.width:
                 self.report.add("zone.columns", f"{where} has {len(row.columns)} columns")
                 continue
@@ -98,6 +101,13 @@ class Zones:
             self._owners(zone)
             self._column_files(zone)
         self._stray_columns()
+
+    def _tolerance(self) -> int:
+        """Losses that each zone survives, for all that labels say: of those that look at the labels
+        alone when a member is lost."""
+        label = self.assembly.label
+        settled = all(entry.is_current for entry in label.members)
+        return self.assembly.tolerance if settled else 0
 
     def _owners(self, zone: Zone) -> None:
         """Owner records cover rows 0 to fill without gap or overlap, and say whose each cell is."""

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import click
 
 from raidfs.cli.output import Size, confirm, print_json, run_command, size_text, table
-from raidfs.raid.create import Plan, plan_volume
+from raidfs.errors import UsageError
+from raidfs.raid.create import Plan, check_domain, plan_volume
 from raidfs.store.make import make_volume
 
 
@@ -29,9 +30,11 @@ def plan_lines(plan: Plan) -> list[str]:
         f" cells of {parameters.cell_bytes} bytes",
         "",
     ]
-    rows: list[tuple[object, ...]] = [("ID", "KIND", "SIZE", "ZONES", "PATH")]
+    rows: list[tuple[object, ...]] = [("ID", "KIND", "SIZE", "ZONES", "PATH", "")]
     for member in plan.members:
-        rows.append((member.id, member.kind, size_text(member.bytes), member.slots, member.path))
+        domain = f"domain {member.domain}" if member.domain else ""
+        size = size_text(member.bytes)
+        rows.append((member.id, member.kind, size, member.slots, member.path, domain))
     lines += ["        " + line for line in table(rows, frozenset({0, 2, 3}))]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return lines
@@ -49,11 +52,37 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "zone_bytes": plan.parameters.zone_bytes,
         "cell_bytes": plan.parameters.cell_bytes,
         "members": [
-            {"id": m.id, "kind": m.kind, "path": m.path, "bytes": m.bytes, "zones": m.slots}
+            {
+                "id": m.id,
+                "kind": m.kind,
+                "path": m.path,
+                "bytes": m.bytes,
+                "zones": m.slots,
+                "domain": m.domain,
+            }
             for m in plan.members
         ],
         "warnings": list(plan.warnings),
     }
+
+
+def _domains_of(members: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
+    """The domain of each member, by options NAME=MEMBER,MEMBER... UsageError."""
+    found = dict[int, str]()
+    for option in named:
+        name, _, words = option.partition("=")
+        if not name or not words:
+            raise UsageError(f"--domain {option}: write NAME=MEMBER, or NAME=MEMBER,MEMBER,...")
+        check_domain(name)
+        for word in [words] if words in members else words.split(","):
+            at = [i for i, each in enumerate(members) if word in (each, os.path.basename(each))]
+            if len(at) != 1:
+                which = "no member" if not at else "more than one member"
+                raise UsageError(f"--domain {option}: {word!r} is {which} of those that are named")
+            if at[0] in found:
+                raise UsageError(f"--domain: {word} was put in two domains; it can be in one")
+            found[at[0]] = name
+    return [found.get(i, "") for i in range(len(members))] if found else []
 
 
 @click.command("create")
@@ -64,6 +93,13 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 @click.option("--zone-size", type=Size(), help="Bytes of a zone on one member, a power of two.")
 @click.option("--cell-size", type=Size(), default=4096, show_default=True, help="4K to 64K.")
 @click.option("--size", type=Size(), help="Room to take on each member. Default: all that is free.")
+@click.option(
+    "--domain",
+    "domains",
+    metavar="NAME=MEMBER,...",
+    multiple=True,
+    help="What fails together: no two columns of a zone lie there, if that can be. Repeatable.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would come out; change nothing.")
 @click.option("--force", is_flag=True, help="Even over what looks like data.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask (matters with --force).")
@@ -76,6 +112,7 @@ def create_command(
     zone_size: int | None,
     cell_size: int,
     size: int | None,
+    domains: tuple[str, ...],
     dry_run: bool,
     force: bool,
     yes: bool,
@@ -92,6 +129,7 @@ def create_command(
       raidfs-ctl create /srv/disk1 /srv/disk2 /srv/disk3
       raidfs-ctl create --level 6 --name tank --dry-run /srv/disk*
       raidfs-ctl create --level rs:4+3 /dev/sd[b-h]
+      raidfs-ctl create --domain left=sdb,sdc --domain right=sdd,sde /dev/sd[b-e]
     """
     plan = plan_volume(
         [os.path.abspath(member) for member in members],
@@ -102,6 +140,7 @@ def create_command(
         zone_bytes=zone_size,
         size_bytes=size,
         force=force,
+        domains=_domains_of(members, domains),
     )
     if not dry_run:
         if force:

@@ -63,6 +63,7 @@ TO_KERNEL = frozenset(
     ]
 )
 LANE_THREADS_MAX = 64
+SLOW_READ_MS_MAX = 60_000
 HELPER = "mount.raidfs"
 # mount(8)
 HELPER_EXIT_USAGE = 1
@@ -72,6 +73,7 @@ OFFERED = (
     *("ro", "degraded", "member=", "allow_other", "dirty=", "direct", "writeback"),
     *("snapdir=visible", "lane_threads=", "nolane", "log=", "debug", "nofail", "noauto", "_netdev"),
     "metrics=",
+    "slow_read_ms=",
     *sorted(TO_KERNEL - {"allow_other", "suid", "dev", "default_permissions"}),
 )
 OPTIONS_HELP = """\
@@ -89,6 +91,9 @@ Options of -o (comma-separated):
                    fstab you usually want it)
   direct           read and write the members' data past the page cache
                    (O_DIRECT), so that nothing is kept in memory twice
+  slow_read_ms=N   how long a read waits for one member before it is rebuilt from
+                   the others (0: as long as it takes; default: ten times what is
+                   usual for the member, from 50 to 1000)
   writeback        let the kernel collect small writes before it passes them on:
                    faster, but then a crash of the daemon loses what was not
                    synced, and a cut (every 5 s) holds only what the kernel has
@@ -114,6 +119,7 @@ class ParsedOptions:
     log_path: str | None = None
     metrics: str | None = None
     dirty_bytes: int | None = None
+    slow_read_ms: int | None = None
     direct: bool = False
     lane: bool = True
     lane_threads: int = 0
@@ -164,6 +170,8 @@ def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
             parsed.members.append(path)
         case ("dirty", size) if size:
             parsed.dirty_bytes = parse_size(size)
+        case ("slow_read_ms", number) if number:
+            parsed.slow_read_ms = _milliseconds(number)
         case ("direct" | "writeback" | "lane" as word, ""):
             setattr(parsed, word, True)
         case ("nolane", ""):
@@ -182,6 +190,12 @@ def _take(parsed: ParsedOptions, name: str, value: str) -> bool:
 def _threads(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LANE_THREADS_MAX:
         raise UsageError(f"lane_threads={text}: write a number from 1 to {LANE_THREADS_MAX}")
+    return int(text)
+
+
+def _milliseconds(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > SLOW_READ_MS_MAX:
+        raise UsageError(f"slow_read_ms={text}: write a number from 0 to {SLOW_READ_MS_MAX}")
     return int(text)
 
 
@@ -268,6 +282,7 @@ def mount_command(
             members=tuple(parsed.members),
             dirty_bytes=parsed.dirty_bytes or DIRTY_BYTES_MAX,
             fuse_options=_kernel_options(parsed),
+            slow_read_ms=parsed.slow_read_ms,
             direct=parsed.direct,
             lane=lane,
             log_level=logging.DEBUG if parsed.debug or verbose else logging.INFO,

@@ -13,7 +13,9 @@ import msgspec
 import trio
 
 from raidfs.cli import target
+from raidfs.cli.job_lines import job_line
 from raidfs.cli.output import print_json, sentence, size_text, table
+from raidfs.cli.snapshot_list import time_text
 from raidfs.daemon import registry
 from raidfs.daemon.condition import store_condition
 from raidfs.daemon.control import ControlClient, StatisticsRequest
@@ -24,6 +26,8 @@ from raidfs.daemon.status import (
     Condition,
     LaneStatus,
     MemberStatus,
+    Redundancy,
+    ScrubStatus,
     VolumeStatus,
     describe,
 )
@@ -98,15 +102,51 @@ def _line(name: str, text: str) -> str:
     )
 
 
+def role_text(member: MemberStatus) -> str:
+    """In one word or two."""
+    if member.replaces >= 0:
+        return f"replaces {member.replaces}"
+    if member.role == "evacuating":
+        return "evacuating" if member.columns else "empty"
+    return member.role
+
+
+def note_text(member: MemberStatus) -> str:
+    """What else there is to say of it."""
+    said = [text for text in (member.reason, member.slow) if text]
+    if member.removable:
+        said.append("can be removed")
+    elif member.state == "ONLINE" and member.lacking:
+        some = "1 column lacks" if member.lacking == 1 else f"{member.lacking} columns lack"
+        said.append(f"{some} rows")
+    return "; ".join(said)
+
+
 def _member_row(member: MemberStatus) -> tuple[object, ...]:
+    role = role_text(member)
+    said = [text for text in ("" if role == "data" else role, note_text(member)) if text]
     return (
         f"  {member.id} {member.path}",
         member.state,
         member.read_errors,
         member.write_errors,
         member.checksum_errors,
-        member.reason,
+        "; ".join(said),
     )
+
+
+def _redundancy_text(zones: Redundancy) -> str:
+    whole = zones.zones - zones.lacking
+    text = f"{whole} of {zones.zones} zones whole"
+    if zones.unreadable:
+        text += f", {zones.unreadable} BEYOND READING"
+    left = {0: "no more loss", 1: "the loss of any 1 member more"}.get(
+        zones.losses_left, f"the loss of any {zones.losses_left} members more"
+    )
+    text += f", survive {left}"
+    if zones.shared_domains:
+        text += f"; {zones.shared_domains} zones with two columns in one failure domain"
+    return text
 
 
 def _lane_text(lane: LaneStatus | None) -> str:
@@ -137,6 +177,15 @@ def _cleaner_text(cleaner: CleanerStatus) -> str:
     return f"emptying zone {cleaner.zone}, {left}{waited}; {done}"
 
 
+def _scrub_text(scrub: ScrubStatus | None) -> str:
+    if scrub is None:
+        return "never; `raidfs-ctl scrub start` reads all that is stored and heals it"
+    when = time_text(scrub.ended_ns or scrub.started_ns)
+    since = "on" if scrub.ended_ns else "since"
+    more = "" if scrub.ok else "; `raidfs-ctl scrub status` tells what is damaged"
+    return f"{scrub.state} {since} {when}: {scrub.result}{more}"
+
+
 def status_lines(status: VolumeStatus) -> list[str]:
     """The whole report, line by line."""
     state = status.state + (" (READ-ONLY)" if status.read_only else "")
@@ -161,8 +210,13 @@ def status_lines(status: VolumeStatus) -> list[str]:
     lines.append(_line("mounted", where))
     if status.mountpoint:
         lines.append(_line("lane", _lane_text(status.lane)))
+    if status.redundancy is not None:
+        lines.append(_line("whole", _redundancy_text(status.redundancy)))
+    lines += [_line("job", job_line(job)) for job in status.jobs if job.kind != "scrub"]
     if status.cleaner is not None:
         lines.append(_line("cleaner", _cleaner_text(status.cleaner)))
+    if status.total_bytes is not None:  # else the metadata could not be read
+        lines.append(_line("scrub", _scrub_text(status.scrub)))
     lines.append(_line("policy", status.consistency))
     rows: list[tuple[object, ...]] = [("NAME", "STATE", "READ", "WRITE", "CKSUM", "")]
     counters = [(m.read_errors, m.write_errors, m.checksum_errors) for m in status.members]

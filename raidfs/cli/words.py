@@ -74,6 +74,17 @@ WORDS = {
     ),
     "TARGET": Word("The new name or place, which must not exist yet.", Offer.FILE),
     "SIZE": Word("A size such as 512M, 4GiB or 8T; units are powers of 1024."),
+    "PLACE": Word(
+        "Where a new member is to be: an empty directory, an image file or a block device.",
+        Offer.FILE,
+    ),
+    "DOMAIN": Word("A failure domain, by a name of your own: what fails together is in one."),
+    "POLICY": Word("auto, spare or manual."),
+    "JOB": Word(
+        "What goes on in the background: a kind (rebuild, replace, evacuate, scrub, convert,"
+        " rebalance), or one of them as `job list` shows it, such as rebuild:3."
+    ),
+    "RATE": Word("Bytes a second, such as 50M; or none."),
     "SHELL": Word("The shell that is to complete: bash, zsh or fish."),
     "PROGRAM": Word("The program whose arguments are to be completed."),
 }
@@ -86,14 +97,16 @@ SPECIAL = {
         Offer.FILE,
     ),
     ("member", "MEMBER"): Word(
-        "One of the volume's members: its number as status shows it, or its path.",
+        "One of the volume's members: its number as status shows it, its path, or the last part of"
+        " that if no other has it.",
         Offer.MEMBER_OF,
     ),
-    ("member add", "MEMBER"): Word(_MEMBER, Offer.FILE),
     ("member replace", "OLD"): Word(
         "The member that goes: its number as status shows it, or its path.", Offer.MEMBER_OF
     ),
-    ("member replace", "NEW"): Word(f"What takes its place. {_MEMBER}", Offer.FILE),
+    ("member replace", "NEW"): Word(
+        "What takes its place: a spare, or a directory, image file or block device.", Offer.FILE
+    ),
     ("snapshot create", "NAME"): Word("The name of the new snapshot."),
     ("group init", "GROUP"): Word("The name of the new group."),
     ("group snapshot", "NAME"): Word("The name of the new snapshot."),

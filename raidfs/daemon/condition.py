@@ -1,4 +1,4 @@
-"""What an open store knows of its volume's health, and taking a member out of it.
+"""What an open store knows of its volume's health.
 
 Needs no mount: commands use it on bare members as the daemon does on a mounted volume.
 """
@@ -6,15 +6,28 @@ Needs no mount: commands use it on bare members as the daemon does on a mounted 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
 
-from raidfs.daemon.control import MemberFailRequest
-from raidfs.daemon.status import CleanerStatus, Condition, LaneStatus, Usage
-from raidfs.errors import UsageError
+from raidfs.daemon.jobs import Job
+from raidfs.daemon.status import (
+    CleanerStatus,
+    Condition,
+    LaneStatus,
+    Redundancy,
+    ScrubStatus,
+    Usage,
+)
+from raidfs.store.scrub_record import text_of
 from raidfs.store.store import Store
+from raidfs.store.zones import Zone
 
 
 def store_condition(
-    store: Store, mountpoint: str | None, lane: LaneStatus | None = None
+    store: Store,
+    mountpoint: str | None,
+    lane: LaneStatus | None = None,
+    jobs: Sequence[Job] = (),
 ) -> Condition:
     """What an open store knows of its volume."""
     label = store.assembly.label
@@ -34,6 +47,7 @@ def store_condition(
         files=store.meta.count_inodes(),
         epoch=store.epoch,
     )
+    found = survey_zones(store)
     return Condition(
         label=label,
         lost=lost,
@@ -44,7 +58,32 @@ def store_condition(
         mountpoint=mountpoint,
         pid=os.getpid() if mountpoint else None,
         lane=lane,
+        scrub=_scrub(store),
         cleaner=_cleaner(store) if mountpoint is not None and not store.read_only else None,
+        redundancy=found.redundancy(store.space.code.tolerance),
+        columns={n: (found.columns.get(n, 0), found.lacking_on.get(n, 0)) for n in counters},
+        jobs=jobs,
+        slow=store.slow.described(),
+    )
+
+
+def _scrub(store: Store) -> ScrubStatus | None:
+    record = store.scrub.record
+    if record is None:
+        return None
+    sums = record.total()
+    return ScrubStatus(
+        state=record.state,
+        started_ns=record.started_ns,
+        ended_ns=record.ended_ns,
+        ok=not (record.damaged or record.state == "failed"),
+        result=text_of(record),
+        read_bytes=record.done_bytes,
+        bad_cells=sums.bad,
+        healed_cells=sums.healed,
+        metadata_damaged=sums.metadata + sums.labels,
+        rows_lost=record.rows_lost,
+        files_damaged=record.files,
     )
 
 
@@ -61,32 +100,74 @@ def _cleaner(store: Store) -> CleanerStatus:
     )
 
 
-async def fail_member(store: Store, request: MemberFailRequest) -> None:
-    """Takes a member out, unless that would lose data and `force` doesn't say so."""
-    store.writable()
-    states = store.array.states
-    number = request.member_id
-    if number not in states:
-        known = ", ".join(str(known_id) for known_id in sorted(states))
-        raise UsageError(f"there is no member {number}; the members are {known}")
-    if states[number].state == "failed":
-        raise UsageError(f"member {number} has already left the volume; nothing to do")
-    online = {member for member, state in states.items() if state.state == "online"} - {number}
-    if not online:
-        raise UsageError(f"member {number} is the last one; nothing would remain")
-    if not request.force and not survives(store, online):
-        raise UsageError(
-            f"without member {number} data would be lost: redundancy doesn't cover it;"
-            " copy the data away first (--force does it all the same)"
+# -- zones ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Survey:
+    """Of all zones that count; by member where it says so."""
+
+    zones: int = 0
+    lacking: int = 0
+    unreadable: int = 0
+    shared_domains: int = 0
+    losses_left: int | None = None
+    columns: dict[int, int] = field(default_factory=dict)
+    lacking_on: dict[int, int] = field(default_factory=dict)
+
+    def redundancy(self, tolerance: int) -> Redundancy:
+        left = tolerance if self.losses_left is None else self.losses_left
+        return Redundancy(
+            self.zones, self.lacking, self.unreadable, max(0, left), self.shared_domains
         )
-    await store.losses.fail_member(number, request.reason or "failed by the administrator")
 
 
-def survives(store: Store, online: set[int]) -> bool:
-    """Whether every zone can be read with only these members."""
+def counted_zones(store: Store) -> Iterator[Zone]:
+    """Those that hold something, or are about to: the mender's, too."""
+    return (zone for zone in store.space.zones.values() if zone.needed or zone.room_cells)
+
+
+def survey_zones(store: Store) -> _Survey:
+    """One look at each zone. `columns` counts those of all zones, also of empty ones."""
+    found, array = _Survey(), store.array
+    domains = {entry.id: entry.domain for entry in store.assembly.label.members if entry.domain}
     for zone in store.space.zones.values():
-        columns = zone.map.columns
-        lost = frozenset(c for c, (member, _) in enumerate(columns) if member not in online)
-        if lost and not zone.map.code.survives(lost):
-            return False
-    return True
+        columns = found.columns
+        for member, _ in zone.map.columns:
+            columns[member] = columns.get(member, 0) + 1
+    for zone in counted_zones(store):
+        code, lost = zone.map.code, frozenset(array.absent(zone.map))
+        found.zones += 1
+        left = code.tolerance - len(lost)
+        if found.losses_left is None or left < found.losses_left:
+            found.losses_left = left
+        if domains:
+            of = [domains[member] for member, _ in zone.map.columns if member in domains]
+            found.shared_domains += len(set(of)) < len(of)
+        if not lost:
+            continue
+        found.lacking += 1
+        found.unreadable += zone.needed and not code.survives(lost)
+        for column in lost:
+            member = zone.map.columns[column][0]
+            found.lacking_on[member] = found.lacking_on.get(member, 0) + 1
+    return found
+
+
+def unreadable_without(store: Store, gone: Set[int]) -> list[Zone]:
+    """Zones that could be read, and can't without these members; what was promised to writers may
+    lie in any that has room."""
+    found = []
+    for zone in counted_zones(store):
+        lost = frozenset(store.array.absent(zone.map))
+        more = lost | {c for c, (member, _) in enumerate(zone.map.columns) if member in gone}
+        code = zone.map.code
+        if more > lost and not code.survives(more) and (not lost or code.survives(lost)):
+            found.append(zone)
+    return found
+
+
+def data_bytes(store: Store, zones: Iterable[Zone]) -> int:
+    """Of files, that lie in these zones."""
+    cells = sum(min(zone.live, zone.fill * zone.map.code.k) for zone in zones)
+    return cells * store.cell_bytes

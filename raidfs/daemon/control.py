@@ -68,14 +68,6 @@ class StopRequest(Request, frozen=True, tag="stop"):
     """Unmounts (open files or not), then answers as `wait` does."""
 
 
-class MemberFailRequest(Request, frozen=True, tag="member-fail"):
-    """Takes a member out of the volume for good."""
-
-    member_id: int = -1
-    reason: str = ""
-    force: bool = False
-
-
 class Reply(msgspec.Struct, frozen=True):
     """`error` empty: `result` is the answer. Else `error` is a sentence and `errno` its number.
     `more`: further replies to the same request follow."""
@@ -263,6 +255,8 @@ class ControlClient:
         self._socket.settimeout(timeout_s)
         try:
             line = self._stream.readline(REPLY_BYTES_MAX)
+        except ConnectionError:
+            line = b""  # it was killed
         except OSError as error:
             raise ControlError(
                 f"the daemon doesn't answer within {timeout_s} s; see its log", errno.ETIMEDOUT

@@ -32,11 +32,10 @@ import trio
 
 from raidfs import native
 from raidfs.daemon import mounts, notify, registry, stale
-from raidfs.daemon.condition import fail_member, store_condition
+from raidfs.daemon.condition import store_condition
 from raidfs.daemon.control import (
     ControlServer,
     Handler,
-    MemberFailRequest,
     Request,
     StatisticsRequest,
     StatusRequest,
@@ -51,13 +50,18 @@ from raidfs.daemon.group_figures import obstacle_of
 from raidfs.daemon.group_moves import GroupMoves
 from raidfs.daemon.group_service import GroupService, state_directory
 from raidfs.daemon.group_works import GroupWorks
+from raidfs.daemon.job_service import JobService
 from raidfs.daemon.lane import LaneSession
+from raidfs.daemon.members import MemberService
 from raidfs.daemon.metrics import MetricsService, statistics_of
 from raidfs.daemon.metrics_server import Endpoint, MetricsServer
+from raidfs.daemon.reshape import ReshapeService
+from raidfs.daemon.scrub import ScrubService
 from raidfs.daemon.session import READ_AHEAD_BYTES, LaneOptions, PlainSession, Session
 from raidfs.daemon.slow import slow_down
 from raidfs.daemon.snapshots import SnapshotService
 from raidfs.daemon.status import VolumeStatus, describe
+from raidfs.daemon.users import UsersReading
 from raidfs.errors import MemberBusy, RaidfsError, UsageError, means_missing
 from raidfs.fs.views import SNAPSHOTS_NAME
 from raidfs.fs.volume import Volume
@@ -82,7 +86,8 @@ READY = b"ready"
 class MountOptions:
     """What the mount command was asked for. `fuse_options` go to the kernel as they are;
     `direct`: past the page cache to the members; without `lane`, pyfuse3 alone serves. `snapshot`:
-    its name, if it alone is to be seen, read-only; `snapshots_listed`: in the root."""
+    its name, if it alone is to be seen, read-only; `snapshots_listed`: in the root. `slow_read_ms`:
+    see patience_for."""
 
     source: str
     mountpoint: str
@@ -93,6 +98,7 @@ class MountOptions:
     degraded: bool = False
     members: tuple[str, ...] = ()
     dirty_bytes: int = DIRTY_BYTES_MAX
+    slow_read_ms: int | None = None
     fuse_options: frozenset[str] = frozenset()
     direct: bool = False
     lane: LaneOptions | None = field(default_factory=LaneOptions)
@@ -261,6 +267,7 @@ class Daemon:
                 read_only=self.options.read_only,
                 clock=time.time_ns,
                 dirty_bytes_max=self.options.dirty_bytes,
+                slow_read_ms=self.options.slow_read_ms,
             )
             # From here on the store closes the members; the entry still goes last.
             self.volume = Volume(
@@ -333,6 +340,10 @@ class Daemon:
     async def _serve_mounted(self, cleanup: contextlib.ExitStack) -> None:
         try:
             self._events = EventService(self.store, self.mountpoint)
+            self._jobs = JobService(self.store)
+            self._members = MemberService(
+                self.store, self.mountpoint, self.status, self._jobs.book.look
+            )
             self._join_group()
             metrics = MetricsService(self.status, self.statistics, self._group_service.status)
             handlers = {**self._handlers(), **self._group_service.handlers()}
@@ -340,6 +351,7 @@ class Daemon:
             server = await self._metrics_server(metrics, cleanup)
             control = ControlServer(self.registration.socket, handlers, self._group.told)
             session = self._mount()
+            self.store.users_busy = UsersReading(session.statistics)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(control.run)
@@ -348,6 +360,8 @@ class Daemon:
                 nursery.start_soon(self._group_service.run)
                 nursery.start_soon(self._signals)
                 nursery.start_soon(self._events.run)
+                nursery.start_soon(self._jobs.run)
+                nursery.start_soon(self._members.run)
                 if server is not None:
                     nursery.start_soon(server.run)
                 self._events.mounted()
@@ -477,9 +491,12 @@ class Daemon:
             SyncRequest: self._sync,
             WaitRequest: self._wait,
             StopRequest: self._stop,
-            MemberFailRequest: self._fail_member,
+            **self._members.handlers(),
+            **self._jobs.handlers(),
+            **ReshapeService(self.store).handlers(),
             **self._snapshots().handlers(),
             **self._events.handlers(),
+            **ScrubService(self.store).handlers(),
         }
 
     def _snapshots(self) -> SnapshotService:
@@ -497,7 +514,8 @@ class Daemon:
     def status(self) -> VolumeStatus:
         """The volume as it is now."""
         lane = self._session.status() if self._session is not None else None
-        return describe(store_condition(self.store, self.mountpoint, lane))
+        jobs = self._jobs.book.jobs()
+        return describe(store_condition(self.store, self.mountpoint, lane, jobs))
 
     async def _statistics(self, _: StatisticsRequest) -> dict[str, Any]:
         return self.statistics()
@@ -523,7 +541,3 @@ class Daemon:
     async def _stop(self, _: StopRequest) -> None:
         await self.stop()
         await self._wait(WaitRequest())
-
-    async def _fail_member(self, request: MemberFailRequest) -> VolumeStatus:
-        await fail_member(self.store, request)
-        return self.status()

@@ -73,6 +73,16 @@ FAMILIES: dict[str, Family] = {
         "kind",
     ),
     "raidfs_member_healed_cells": _counter("Cells rebuilt and written back.", "member"),
+    "raidfs_member_latency_seconds": _gauge(
+        "How long its reads have taken of late that were not in memory (quantile: 0.5, 0.99).",
+        "member",
+        "quantile",
+    ),
+    "raidfs_member_deadline_seconds": _gauge(
+        "How long a read waits for it where the others are enough.", "member"
+    ),
+    "raidfs_member_late_reads": _counter("Reads that took longer than that.", "member"),
+    "raidfs_member_slow": _gauge("1: it is slow; reads go around it where they can.", "member"),
     # what is stored, and how
     "raidfs_zones": _gauge(
         "Zones by state: open (being filled), full, kept (for the cleaner), degraded (a member of"
@@ -103,6 +113,23 @@ FAMILIES: dict[str, Family] = {
     "raidfs_open_files": _gauge("Files open for writing."),
     "raidfs_memory_bytes": _gauge("Memory by part: cells, leaves and tables, names.", "part"),
     "raidfs_events": _counter("Events noted, by kind.", "kind"),
+    # the scrub
+    "raidfs_scrub_state": _gauge(
+        "1 at the state of the last scrub: running, paused, stopped, finished, failed.", "state"
+    ),
+    "raidfs_scrub_started_timestamp_seconds": _gauge("When the last scrub began."),
+    "raidfs_scrub_ended_timestamp_seconds": _gauge("When it ended, if it has."),
+    "raidfs_scrub_clean": _gauge("1: it left nothing damaged that it found by now."),
+    "raidfs_scrub_read_bytes": _gauge("What it has read from all members, of zones done."),
+    "raidfs_scrub_bad_cells": _gauge("Cells that it found damaged, on all members."),
+    "raidfs_scrub_healed_cells": _gauge("Of these, those that it wrote anew."),
+    "raidfs_scrub_damaged_copies": _gauge(
+        "Copies of labels and pages of metadata that it found damaged."
+    ),
+    "raidfs_scrub_lost_rows": _gauge("Rows that it found damaged beyond redundancy."),
+    "raidfs_scrub_damaged_files": _gauge(
+        "Files of the present and of snapshots with pages that can't be read."
+    ),
     # requests of the kernel
     "raidfs_requests": _counter(
         "Requests of the kernel, by kind and by how: served in C, carried to Python, forwarded.",
@@ -179,6 +206,7 @@ def statistics_of(volume: Volume, lane: dict[str, Any] | None) -> dict[str, Any]
         "known": volume.known.statistics(),
         "array": store.array.statistics(),
         "columns": store.columns.statistics(),
+        "members": store.slow.statistics(),
         "healed": {str(number): state.healed for number, state in store.array.states.items()},
         "zones": zone_states(store.space),
         "mirror": store.mirror.statistics(),
@@ -212,8 +240,10 @@ def samples_of(
     found = [
         *_of_status(status),
         *_of_members(status, statistics["healed"]),
+        *_of_slowness(statistics["members"]),
         *_of_store(statistics, status.cell_bytes),
         *_of_cleaner(status),
+        *_of_scrub(status),
         *_of_lane(status, statistics["lane"]),
         *(_of_group(group) if group.group != NO_GROUP else ()),
     ]
@@ -280,6 +310,17 @@ def _of_members(status: VolumeStatus, healed: dict[str, int]) -> Iterator[Sample
         yield from _one("raidfs_members", count, state=state)
 
 
+def _of_slowness(members: dict[str, Any]) -> Iterator[Sample]:
+    for number, told in members.items():
+        for quantile, name in (("0.5", "median_s"), ("0.99", "p99_s")):
+            yield from _one(
+                "raidfs_member_latency_seconds", told[name], member=number, quantile=quantile
+            )
+        yield from _one("raidfs_member_deadline_seconds", told["deadline_s"], member=number)
+        yield from _one("raidfs_member_late_reads", told["late_reads"], member=number)
+        yield from _one("raidfs_member_slow", told["slow_s"] is not None, member=number)
+
+
 def _of_store(told: dict[str, Any], cell_bytes: int) -> Iterator[Sample]:
     store, pages, array = told["store"], told["pages"], told["array"]
     for state, count in told["zones"].items():
@@ -322,6 +363,24 @@ def _of_cleaner(status: VolumeStatus) -> Iterator[Sample]:
     yield from _one("raidfs_cleaner_left_bytes", cleaner.left_bytes)
     yield from _one("raidfs_cleaner_waiting", cleaner.waiting)
     yield from _one("raidfs_cleaner_broken", bool(cleaner.broken))
+
+
+def _of_scrub(status: VolumeStatus) -> Iterator[Sample]:
+    scrub = status.scrub
+    if scrub is None:
+        return
+    for state in ("running", "paused", "stopped", "finished", "failed"):
+        yield from _one("raidfs_scrub_state", scrub.state == state, state=state)
+    yield from _one("raidfs_scrub_started_timestamp_seconds", scrub.started_ns / 1e9)
+    if scrub.ended_ns:
+        yield from _one("raidfs_scrub_ended_timestamp_seconds", scrub.ended_ns / 1e9)
+    yield from _one("raidfs_scrub_clean", scrub.ok)
+    yield from _one("raidfs_scrub_read_bytes", scrub.read_bytes)
+    yield from _one("raidfs_scrub_bad_cells", scrub.bad_cells)
+    yield from _one("raidfs_scrub_healed_cells", scrub.healed_cells)
+    yield from _one("raidfs_scrub_damaged_copies", scrub.metadata_damaged)
+    yield from _one("raidfs_scrub_lost_rows", scrub.rows_lost)
+    yield from _one("raidfs_scrub_damaged_files", scrub.files_damaged)
 
 
 def _of_lane(status: VolumeStatus, told: dict[str, Any] | None) -> Iterator[Sample]:

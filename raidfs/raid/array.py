@@ -13,12 +13,15 @@ volume is decided above.
  5. Every fault is counted at the member that showed it and told to `on_event` by name: ReadError,
     WriteError, ChecksumError, Healed, Unrecoverable, Fail, DegradedArray. `on_event` is called in
     the thread that met the fault and must not block.
+ 6. With `patience`, a column whose member is slow is *shunned* where the others are enough: it is
+    rebuilt, read only if there is no other way, and not healed, as nothing is wrong with it.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -29,8 +32,10 @@ import numpy.typing as npt
 from raidfs import native
 from raidfs.engine import Engine
 from raidfs.errors import MemberError, Unrecoverable
+from raidfs.raid.around import Around
 from raidfs.raid.code import Code
 from raidfs.raid.member import Member
+from raidfs.raid.patience import Late, Patience
 from raidfs.raid.rebuild import Bools, Cells, Crcs, Rebuild, runs
 
 OnEvent = Callable[[str, int, str], None]
@@ -50,6 +55,16 @@ class ZoneMap:
     def __post_init__(self) -> None:
         assert len(self.columns) == self.code.width
         assert len({member for member, _ in self.columns}) == self.code.width
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What is written to a zone from some moment on reaches its columns where `zone` says that they
+    lie, but for those `absent`, and those of members lost since (`losses`: how many there were)."""
+
+    zone: ZoneMap
+    absent: tuple[int, ...]
+    losses: int
 
 
 @dataclass(slots=True)
@@ -87,10 +102,14 @@ class Array:
         *,
         heal: bool = True,
         engine: Engine | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.engine = engine  # for writing.py
+        self.patience = patience
+        self.around = Around(self)
         self.states = states
         self.stale: set[tuple[int, int]] = set()  # (zone, column) that lack rows: as if lost
+        self.losses: list[int] = []  # members that were lost, in order; some perhaps back by now
         self.cell_bytes = cell_bytes
         self._on_event = on_event
         self._heal = heal
@@ -104,6 +123,8 @@ class Array:
         """Wait for what is under way. The members are not closed: who opened them does that."""
         for pool in (*self._outgrown, self._pool):
             pool.shutdown()
+        if self.patience is not None:
+            self.patience.close()
 
     def statistics(self) -> ArrayStatistics:
         with self._lock:
@@ -122,7 +143,10 @@ class Array:
         state = self.states[member_id]
         with self._lock:
             was, state.state, state.member = state.state, "failed", None
+        if self.patience is not None:
+            self.patience.forget(member_id)
         if was == "online":
+            self.losses.append(member_id)
             self._on_event("Fail", member_id, reason)
             self._on_event("DegradedArray", NO_MEMBER, f"running without member {member_id}")
 
@@ -139,7 +163,9 @@ class Array:
     def withdraw(self, member_id: int) -> None:
         """It is no member any more, and holds nothing."""
         with self._lock:
-            del self.states[member_id]
+            self.states.pop(member_id, None)
+        if self.patience is not None:
+            self.patience.forget(member_id)
 
     def online(self, zone: ZoneMap, column: int) -> Member | None:
         """The member that holds the column, if it can be used, and has all of it."""
@@ -152,6 +178,19 @@ class Array:
         width = zone.code.width
         return tuple([c for c in range(width) if self.online(zone, c) is None])
 
+    def reach(self, zone: ZoneMap) -> Reach:
+        """To be asked before writing, and handed to `missed` when what was written is recorded."""
+        return Reach(zone, self.absent(zone), len(self.losses))
+
+    def missed(self, reach: Reach, now: ZoneMap) -> set[int]:
+        """Columns that, as they lie `now`, lack what was written since."""
+        lost = set(self.losses[reach.losses :])
+        return {*reach.absent, *self.absent(now)} | {
+            column
+            for column, place in enumerate(reach.zone.columns)
+            if place != now.columns[column] or place[0] in lost
+        }
+
     def present(self, zone: ZoneMap, column: int) -> Member | None:
         """The member that holds the column, whatever it lacks."""
         state = self.states.get(zone.columns[column][0])
@@ -159,18 +198,39 @@ class Array:
 
     # reading
 
-    def read_run(self, zone: ZoneMap, column: int, row: int, crcs: Crcs, out: Cells) -> Bools:
+    def read_run(
+        self, zone: ZoneMap, column: int, row: int, crcs: Crcs, out: Cells, *, patient: bool = False
+    ) -> Bools:
         """One contiguous read of len(crcs) cells into out (n, cell_bytes) uint8.
 
-        Returns bool (n,): False where the member is lost, the cell unreadable or its CRC wrong;
+        Returns bool (n,): False where the member is lost, the cell unreadable or its CRC wrong, or
+        (unless `patient`) the member is slow and the others are enough;
         what `out` holds there means nothing. Never raises for a member's faults.
         """
+        return self.read_in_time(zone, column, row, crcs, out, patient=patient)[0]
+
+    def read_in_time(
+        self,
+        zone: ZoneMap,
+        column: int,
+        row: int,
+        crcs: Crcs,
+        out: Cells,
+        *,
+        patient: bool = False,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> tuple[Bools, bool]:
+        """As `read_run`, and whether the member was too slow: then nothing is known of cells.
+        `unless`: as in Patience.ask."""
         cells = len(crcs)
         assert out.shape == (cells, self.cell_bytes) and out.flags.c_contiguous
         assert row >= 0 and row + cells <= zone.rows
-        good = self._read_cells(zone, column, row, out)
+        try:
+            good = self._read_cells(zone, column, row, out, patient, unless)
+        except Late:
+            return np.zeros(cells, dtype=np.bool_), True
         if not good.any():
-            return good
+            return good, False
         self._count(cells_read=int(good.sum()))
         matches: Bools = native.crc32c_cells(out) == crcs
         wrong = good & ~matches
@@ -181,12 +241,12 @@ class Array:
                 state.checksum_errors += count
             self._tell("ChecksumError", zone, column, row + int(np.argmax(wrong)), count)
         good &= matches
-        return good
+        return good, False
 
     def read_cached(self, zone: ZoneMap, column: int, row: int, crcs: Crcs, out: Cells) -> bool:
         """As `read_run`, if all of it can be had without waiting and is as its CRCs say. Else
         False, nothing is counted, and `read_run` will tell."""
-        member = self.online(zone, column)
+        member = self.around.readable(zone, column)
         if member is None:
             return False
         slot, offset = zone.columns[column][1], row * self.cell_bytes
@@ -197,17 +257,25 @@ class Array:
         self._count(cells_read=len(crcs))
         return True
 
-    def _read_cells(self, zone: ZoneMap, column: int, row: int, out: Cells) -> Bools:
-        """bool (n,): what could be read. After an error of the whole, cell by cell."""
+    def _read_cells(
+        self,
+        zone: ZoneMap,
+        column: int,
+        row: int,
+        out: Cells,
+        patient: bool,
+        unless: Callable[[], bool],
+    ) -> Bools:
+        """bool (n,): what could be read. After an error of the whole, cell by cell. Late."""
         cells = len(out)
         good = np.zeros(cells, dtype=np.bool_)
         member = self.online(zone, column)
         if member is None or cells == 0:
             return good
-        member_id, slot = zone.columns[column]
-        offset = row * self.cell_bytes
+        if not patient and self.around.readable(zone, column) is None:
+            raise Late
         try:
-            member.column_read(zone.zone, column, slot, offset, out.data.cast("B"))
+            self.around.column_read(member, zone, column, row, out, patient, unless)
         except MemberError:
             pass
         else:
@@ -216,13 +284,14 @@ class Array:
         error = ""
         for i in range(cells):
             try:
-                at = offset + i * self.cell_bytes
-                member.column_read(zone.zone, column, slot, at, out[i].data)
+                self.around.column_read(
+                    member, zone, column, row + i, out[i : i + 1], patient, unless
+                )
                 good[i] = True
             except MemberError as cause:
                 error = str(cause)
         if not good.all():
-            state = self.states[member_id]
+            state = self.states[zone.columns[column][0]]
             with self._lock:
                 state.read_errors += int((~good).sum())
             first, count = row + int(np.argmin(good)), int((~good).sum())
@@ -250,11 +319,20 @@ class Array:
         return {column: cells[column][0] for column in columns}
 
     def rebuild_rows(
-        self, zone: ZoneMap, row: int, crcs: Crcs, present: Bools, wanted: Bools
+        self,
+        zone: ZoneMap,
+        row: int,
+        crcs: Crcs,
+        present: Bools,
+        wanted: Bools,
+        *,
+        late: Collection[int] = (),
     ) -> tuple[dict[int, Cells], Bools]:
         """Rebuild cells of n consecutive rows; crcs, present and wanted are (n, width).
 
-        Wanted cells count as bad and are not read. Returns the content by column, uint8
+        Wanted cells count as bad and are not read; but those of columns that are shunned, or in
+        `late` (those may be good, and are not healed), are waited for where they can't be rebuilt.
+        Returns the content by column, uint8
         (n, cell_bytes), valid where wanted and the row is good, and bool (n,): rows rebuilt.
         """
         assert row >= 0 and row + len(wanted) <= zone.rows
@@ -262,14 +340,11 @@ class Array:
         for column in range(zone.code.width):
             if self.online(zone, column) is None:
                 work.lose(column)
-        while True:
-            needed = work.cells_to_read()
-            if not needed:
-                break
-            jobs = [self._pool.submit(self._fetch, work, zone, row, *job) for job in needed]
-            for job in jobs:
-                job.result()
+        self._gather(work, zone, row, late)
         rebuilt = work.decode()
+        while not work.solved.all() and self._wait_for_wanted(work, zone, row):
+            self._gather(work, zone, row, late)
+            rebuilt |= work.decode()
         done = int(rebuilt.sum())
         lost = int((~work.solved).sum())
         self._count(cells_rebuilt=done, rows_unrecoverable=lost)
@@ -278,16 +353,71 @@ class Array:
             text = f"zone {zone.zone:x} row {first} ({lost} rows)"
             self._on_event("Unrecoverable", NO_MEMBER, text)
         if self._heal:
-            self._write_back(zone, row, work.content, rebuilt)
+            bad = {c: cells for c, cells in work.content.items() if c not in late}
+            self._write_back(zone, row, bad, rebuilt)
         return work.content, work.solved
 
+    def _gather(self, work: Rebuild, zone: ZoneMap, row: int, late: Collection[int]) -> None:
+        """Read what rebuilding takes. Who is shunned is asked again each time, as it changes."""
+        waiting = set(late)  # wanted only for being late
+        while True:
+            shunned = self.around.shunned(zone)
+            for column in waiting - shunned:
+                self._try_wanted(work, zone, row, column, patient=False)
+            waiting &= shunned
+            work.shunned = {*late, *shunned}
+            work.slowest_last = self.around.slowest_last(zone, work.shunned)
+            needed = work.cells_to_read()
+            if not needed:
+                break
+            fetch = functools.partial(self._fetch, work, zone, row, shunned)
+            for job in [self._pool.submit(fetch, *job) for job in needed]:
+                job.result()
+
     def _fetch(
-        self, work: Rebuild, zone: ZoneMap, row: int, column: int, first: int, last: int
+        self,
+        work: Rebuild,
+        zone: ZoneMap,
+        row: int,
+        shunned: frozenset[int],
+        column: int,
+        first: int,
+        last: int,
     ) -> None:
-        """Read rows first..last-1 of one column; jobs that run together share no cell."""
+        """Read rows first..last-1 of one column; jobs that run together share no cell. A column
+        that is shunned is waited for, as long as nobody else is, or is no more: what it is asked
+        for is had in no other way."""
         crcs = np.ascontiguousarray(work.crcs[first:last, column])
-        good = self.read_run(zone, column, row + first, crcs, work.content[column][first:last])
-        work.tried(column, first, last, good)
+        good, late = self.read_in_time(
+            zone,
+            column,
+            row + first,
+            crcs,
+            work.content[column][first:last],
+            patient=column in work.shunned,
+            unless=lambda: self.around.shunned(zone) != shunned,
+        )
+        if not late:
+            work.tried(column, first, last, good)
+
+    def _try_wanted(
+        self, work: Rebuild, zone: ZoneMap, row: int, column: int, *, patient: bool
+    ) -> bool:
+        """Wanted cells of rows that were not rebuilt: they may be good, and were not read for being
+        late alone. Whether any is."""
+        found = False
+        for first, last in runs(work.wanted[:, column] & ~work.solved):
+            crcs = np.ascontiguousarray(work.crcs[first:last, column])
+            out = work.content[column][first:last]
+            good = self.read_run(zone, column, row + first, crcs, out, patient=patient)
+            work.found(column, first, last, good)
+            found = found or bool(good.any())
+        return found
+
+    def _wait_for_wanted(self, work: Rebuild, zone: ZoneMap, row: int) -> bool:
+        """Of one column after the other that is shunned, until one has some."""
+        columns = self.around.slowest_last(zone, work.shunned)
+        return any(self._try_wanted(work, zone, row, c, patient=True) for c in columns)
 
     def _write_back(
         self, zone: ZoneMap, row: int, content: dict[int, Cells], rebuilt: Bools
@@ -424,6 +554,18 @@ class Array:
 
     def wrote(self, cells: int) -> None:
         self._count(cells_written=cells)
+
+    def remade(self, cells_read: int, cells_rebuilt: int) -> None:
+        self._count(cells_read=cells_read, cells_rebuilt=cells_rebuilt)
+
+    def side_by_side(self, work: Callable[[int], None], columns: Iterable[int]) -> None:
+        """Do it for each column, in threads."""
+        list(self._pool.map(work, columns))
+
+    def gave_up(self, zone: ZoneMap, row: int, rows: int) -> None:
+        """So many rows, `row` the first of them, are beyond redundancy, as somebody found out."""
+        self._count(rows_unrecoverable=rows)
+        self._on_event("Unrecoverable", NO_MEMBER, f"zone {zone.zone:x} row {row} ({rows} rows)")
 
     def _count(self, **counts: int) -> None:
         with self._lock:

@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import msgspec
 
@@ -41,6 +42,7 @@ from raidfs.raid.member import Member
 from raidfs.raid.places import open_member
 
 RandomBytes = Callable[[int], bytes]
+JOINING = "it was being added when raidfs was stopped"  # the reason in the line of a new member
 
 
 class Assembly:
@@ -62,6 +64,8 @@ class Assembly:
         self.known_lost = frozenset(e.id for e in label.members if e.state == "failed")  # before
         self.read_only = read_only
         self.doubtful = doubtful
+        self.zones_survive: Callable[[set[int]], bool] | None = None  # whoever knows; any thread
+        self._expected: set[int] = set()  # lost ones that are expected back: they are "offline"
         self._random_bytes = random_bytes
         self._lock = threading.RLock()
 
@@ -153,6 +157,11 @@ class Assembly:
         """The code that new zones have while no member is lost."""
         return code_for(self.label.parameters.level, self.label.parameters.width)
 
+    @property
+    def tolerance(self) -> int:
+        """Losses that are survived wherever they fall, as far as labels alone can tell."""
+        return 0 if self.label.parameters.uneven else self.code.tolerance
+
     def settle(self) -> None:
         """Record new losses and moved members; bring labels up to date that a crash left behind.
 
@@ -162,7 +171,7 @@ class Assembly:
         with self._lock:
             self.doubtful = False
             table = [self._updated(entry) for entry in self.label.members]
-            most = max(self.code.tolerance, len(self.lost))
+            most = max(self.tolerance, len(self.lost))
             if table != self.label.members:
                 self._advance(table, most)
                 return
@@ -177,21 +186,29 @@ class Assembly:
             if failed:
                 self._leave(failed, most)
 
-    def fail(self, member_id: int, reason: str, *, zones_survive: bool = False) -> set[int]:
+    def fail(
+        self, member_id: int, reason: str, *, zones_survive: bool = False, expected: bool = False
+    ) -> set[int]:
         """The member leaves the volume: it is closed, and the others' labels say so on return.
 
         Returns all members that left by it (writing the labels may show that others are broken
         too); empty if it had left before. NotEnoughMembers if more would be lost than the code
         always survives, unless `zones_survive` says that all zones were looked at: then nothing
         was changed, and the labels go on saying that the member's data is good, which it is.
+        `expected`: it is to come back, so the labels say "offline".
         """
         with self._lock:
             if member_id not in self.members:
                 return set()
-            most = self.code.tolerance
+            if expected:
+                self._expected.add(member_id)
+            most = self.tolerance
             if zones_survive:
                 most = max(most, len(self.lost) + 1)
-            return self._leave({member_id: reason}, most)
+            try:
+                return self._leave({member_id: reason}, most)
+            finally:
+                self._expected.discard(member_id)
 
     # -- changes that an administrator wants ------------------------------------------------------
 
@@ -214,12 +231,14 @@ class Assembly:
             encode_label(new)
             before = set(self.members)
             self.label = new
-            self._advance(table, max(self.code.tolerance, len(self.lost)))
+            self._advance(table, max(self.tolerance, len(self.lost)))
             return before - set(self.members)
 
     def enroll(self, entries: list[MemberEntry]) -> set[int]:
         """New lines of the table, that nobody believes yet. Their ids begin at `next_member`."""
-        waiting = [msgspec.structs.replace(entry, state="offline") for entry in entries]
+        waiting = [
+            msgspec.structs.replace(entry, state="offline", reason=JOINING) for entry in entries
+        ]
         following = max(entry.id for entry in entries) + 1
         return self.retable([*self.label.members, *waiting], next_member=following)
 
@@ -227,7 +246,8 @@ class Assembly:
         """The member is believed from here on: it is open, locked, and holds what the others do. It
         gets the new label first: wherever a crash comes, it either has that, and so is believed by
         whoever finds it, or isn't listed as believed anywhere. MemberError of its own: nothing has
-        changed. Returns members that left by it."""
+        changed, but perhaps one of its copies; so let another generation follow, before it misses
+        anything. Returns members that left by it."""
         with self._lock:
             assert member_id not in self.members
             table = [
@@ -242,7 +262,7 @@ class Assembly:
             reason = self.lost.pop(member_id, None)
             self.members[member_id] = member
             try:
-                most = max(self.code.tolerance, len(self.lost))
+                most = max(self.tolerance, len(self.lost))
                 self._advance(table, most, first=member_id)
             except MemberError:
                 del self.members[member_id]
@@ -265,6 +285,24 @@ class Assembly:
                 member.close()
             return left
 
+    def check_copies(self, *, heal: bool) -> tuple[dict[int, int], dict[int, str]]:
+        """How many copies of each member's label aren't what they should be, by member; if asked,
+        they are written anew, and the other is what went wrong at that."""
+        wrong: dict[int, int] = {}
+        failed: dict[int, str] = {}
+        with self._lock:
+            for member_id, member in self.members.items():
+                mine = self.label.for_member(member_id)
+                try:
+                    count = sum(copy != mine for copy in read_copies(member))
+                except MemberError:
+                    count = LABEL_COPIES
+                if count:
+                    wrong[member_id] = count
+                    if heal:
+                        failed.update(_write_copies({member_id: member}, self.label))
+        return wrong, failed
+
     def close(self) -> None:
         """Close all members, and so release their locks."""
         with self._lock:
@@ -286,7 +324,10 @@ class Assembly:
 
     def _afford(self, failed: dict[int, str], most: int) -> None:
         """NotEnoughMembers if these can't be lost on top of those that are."""
-        if len(self.lost) + len(failed) > most or len(failed) >= len(self.members):
+        over = len(self.lost) + len(failed) > most
+        if over and self.zones_survive is not None:
+            over = not self.zones_survive({*self.lost, *failed})
+        if over or len(failed) >= len(self.members):
             raise NotEnoughMembers(
                 f"volume {self.label.volume_name} can't go on without "
                 f"{', '.join(f'member {m} ({reason})' for m, reason in failed.items())}: "
@@ -301,7 +342,8 @@ class Assembly:
         if not entry.is_current:
             return entry
         reason = self.lost.get(entry.id, "")[:200]
-        return msgspec.structs.replace(entry, state="failed", reason=reason)
+        state: Literal["failed", "offline"] = "offline" if entry.id in self._expected else "failed"
+        return msgspec.structs.replace(entry, state=state, reason=reason)
 
     def _advance(self, table: list[MemberEntry], most: int, first: int | None = None) -> None:
         """Promise 2. Each turn ends or loses a member; NotEnoughMembers rather than losing more
@@ -321,8 +363,8 @@ class Assembly:
             )
             if first is not None:
                 failed = _write_copies({first: self.members[first]}, self.label)
-                if failed:
-                    self.label = before
+                if failed:  # who comes next descends from what it may have
+                    self.label = msgspec.structs.replace(self.label, members=before.members)
                     raise MemberError(failed[first], self.members[first].path)
                 first = None
             failed = _write_copies(self.members, self.label)

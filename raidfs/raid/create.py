@@ -36,6 +36,7 @@ from raidfs.raid.raw import MIB, Geometry, RawMember
 from raidfs.raid.sites import Site, survey
 
 ZONES_LEAST = 4
+DOMAIN_BYTES_MAX = 63
 LEAF_AND_CHECKSUM_BYTES = 14  # of metadata per cell: its address in a leaf, its CRC, owner records
 DB_BYTES_MIN = 24 * MIB
 WAL_BYTES_MIN, WAL_BYTES_MAX = 16 * MIB, 512 * MIB
@@ -93,19 +94,21 @@ def plan_volume(
     zone_bytes: int | None = None,
     size_bytes: int | None = None,
     force: bool = False,
+    domains: Sequence[str] = (),
     random_bytes: Callable[[int], bytes] = os.urandom,
     sites: Sequence[Site] | None = None,
 ) -> Plan:
     """Check everything; UsageError, MemberError, MemberBusy with one sentence if it can't be.
 
     size_bytes: room to take per member (default: devices and images whole, directories their share
-    of the free room). width: members per zone (default: all, as far as the level allows). sites:
+    of the free room). width: members per zone (default: all, as far as the level allows). domains:
+    for each place what fails together with it, "" for nothing; or none at all. sites:
     what to take for granted at `paths` instead of looking there, for a plan never carried out.
     """
     if not paths:
         raise UsageError("name at least one member: a directory, an image file or a block device")
     level = _default_level(len(paths)) if level is None else level
-    code = _code(level, width, len(paths))
+    code = code_over(level, width, len(paths))
     _check_sizes(cell_bytes, zone_bytes, size_bytes)
     sites = survey(paths, force=force) if sites is None else sites
     rooms = rooms_of(sites, size_bytes)
@@ -120,12 +123,15 @@ def plan_volume(
         code=code,
         parameters=Parameters(level, code.width, cell_bytes, zone, db, wal, time.time_ns()),
         members=tuple(
-            MemberEntry(i, site.kind, site.path, slots[i], rooms[i]) for i, site in enumerate(sites)
+            MemberEntry(
+                i, site.kind, site.path, slots[i], rooms[i], domain=domains[i] if domains else ""
+            )
+            for i, site in enumerate(sites)
         ),
         zones=zones,
         usable_bytes=zones * code.k * zone,
         unused_bytes={i: (s - zones) * zone for i, s in enumerate(slots) if s > zones},
-        warnings=tuple(_warnings(sites, code, slots, zones)),
+        warnings=(*_warnings(sites, code, slots, zones), *_domain_warnings(code, domains)),
         force=force,
         sites=tuple(sites),
     )
@@ -187,6 +193,8 @@ def create_volume(plan: Plan, prepare: Prepare) -> None:
     """
     members = lay_out(plan)
     try:
+        for member in members.values():
+            member.volume_id = plan.volume_id
         prepare(members, plan.parameters)
         write_labels(plan, members)
     except BaseException:
@@ -208,8 +216,9 @@ def _default_level(count: int) -> str:
     return "5" if count <= 5 else "6"
 
 
-def _code(level: str, width: int | None, count: int) -> Code:
-    """The code for so many members. UsageError says how many are needed."""
+def code_over(level: str, width: int | None, count: int) -> Code:
+    """The code for so many members; `width`: None for all of them, as far as the level allows.
+    UsageError says how many are needed."""
     exact = None if level in _MEMBERS_LEAST else sum(rs_numbers(level))
     least = exact or _MEMBERS_LEAST[level]
     if count < least:
@@ -341,6 +350,31 @@ def _warnings(sites: Sequence[Site], code: Code, slots: Sequence[int], zones: in
             f"{code.tolerance} may be lost, not {code.tolerance} of each {code.width}"
         )
     return said
+
+
+def _domain_warnings(code: Code, domains: Sequence[str]) -> list[str]:
+    """What fails together should not take more of a zone than its code survives."""
+    if not any(domains):
+        return []
+    apart = len(set(filter(None, domains))) + sum(not domain for domain in domains)
+    together = -(-code.width // apart)
+    if together <= code.tolerance:
+        return []
+    return [
+        f"zones are {code.width} wide over {apart} failure domains: when one fails, zones lose "
+        f"{together} columns, and level {code.level} survives {code.tolerance}"
+    ]
+
+
+def check_domain(name: str) -> str:
+    """UsageError: no failure domain can be called that."""
+    fits = len(name.encode(errors="surrogateescape")) <= DOMAIN_BYTES_MAX
+    if not fits or not name.isprintable() or name != name.strip():
+        raise UsageError(
+            f"the failure domain {name!r} won't do: use at most {DOMAIN_BYTES_MAX} bytes of "
+            "printable characters, and no blanks at its ends"
+        )
+    return name
 
 
 def size_text(nbytes: int) -> str:

@@ -21,11 +21,13 @@ import os
 import re
 import threading
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
 
 from raidfs import native
+from raidfs.columns import Look, look_at
 from raidfs.errors import LabelMissing, MemberBusy, MemberError
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES
 from raidfs.raid.member import (
@@ -82,6 +84,7 @@ class DirectoryMember(Member):
         except BaseException:
             os.close(fd)
             raise
+        self.never_waits = look_at(fd).never_waits
         self._lock_fd = fd  # holds the lock until close, whatever Descriptors evicts
         self._spares: list[tuple[str, int]] = []  # (path, bytes)
         self._spares_lock = threading.Lock()
@@ -142,6 +145,9 @@ class DirectoryMember(Member):
             except FileNotFoundError:
                 return b""
 
+    def meta_read_cached(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes | None:
+        return self._meta_cached(self._files.borrow_open(file), offset_bytes, nbytes)
+
     def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None:
         assert not self.read_only
         with said_of(self.path, f"writing {file.value}"), self._files.borrow(file) as fd:
@@ -185,14 +191,16 @@ class DirectoryMember(Member):
         directory = os.path.dirname(path)
         self._files.forget((zone, column))
         with said_of(self.path, f"a column of {nbytes} bytes"):
+            was_there = False
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_size == nbytes:
                     return
+                was_there = True
             if not os.path.isdir(directory):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(directory, 0o700)
                 _sync_directory(os.path.dirname(directory))
-            if self._take_spare(path, nbytes):
+            if not was_there and self._take_spare(path, nbytes):
                 _sync_directory(directory)
                 return
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -201,7 +209,8 @@ class DirectoryMember(Member):
                 os.ftruncate(fd, nbytes)
                 os.fsync(fd)
             except OSError:
-                os.unlink(path)
+                if not was_there:
+                    os.unlink(path)
                 raise
             finally:
                 os.close(fd)
@@ -256,10 +265,22 @@ class DirectoryMember(Member):
     def column_read_cached(
         self, zone: int, column: int, slot: int, offset_bytes: int, out: memoryview
     ) -> bool:
-        return self._read_cached(self._files.borrow((zone, column)), offset_bytes, out)
+        return self._read_cached(self._lent_at_once(zone, column), offset_bytes, out)
+
+    def column_open(self, zone: int, column: int, slot: int) -> None:
+        with said_of(self.path, f"opening {zone:08x}.{column}"), self._files.borrow((zone, column)):
+            pass
+
+    def look(self) -> Look:
+        return Look(0, 0, self.never_waits, self.direct)
 
     def column_descriptor(self, zone: int, column: int, slot: int) -> tuple[int, int] | None:
-        return self._descriptor_of(self._files.borrow((zone, column)), 0)
+        return self._descriptor_of(self._lent_at_once(zone, column), 0)
+
+    def _lent_at_once(self, zone: int, column: int) -> AbstractContextManager[int]:
+        """Opening a file may take its time, where reading does."""
+        key = (zone, column)
+        return self._files.borrow(key) if self.never_waits else self._files.borrow_open(key)
 
     def column_borrow(self, zone: int, column: int, slot: int) -> Lent:
         name = f"{zone:08x}.{column}"
@@ -290,6 +311,16 @@ class DirectoryMember(Member):
 
     def column_exists(self, zone: int, column: int, slot: int) -> bool:
         return os.path.exists(self._column_path(zone, column))
+
+    def column_afresh(self, zone: int, column: int, slot: int, nbytes: int) -> bool:
+        self._files.forget((zone, column))
+        with said_of(self.path, f"opening {zone:08x}.{column}"):
+            try:
+                with self._files.borrow((zone, column)) as fd:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    return os.fstat(fd).st_size >= nbytes
+            except FileNotFoundError:
+                return False
 
     def columns(self) -> list[tuple[int, int]]:
         found = []

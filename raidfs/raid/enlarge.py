@@ -12,12 +12,12 @@ from typing import Literal
 
 import msgspec
 
-from raidfs.errors import MemberError, UsageError
+from raidfs.errors import MemberError, RaidfsError, UsageError
 from raidfs.raid.create import ZONES_LEAST, erase_label, rooms_of, size_text
 from raidfs.raid.directory import lay_out_directory, remove_layout
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES, MEMBERS_MAX, Label, MemberEntry
 from raidfs.raid.member import Member
-from raidfs.raid.places import Identity, construct, identity
+from raidfs.raid.places import Identity, construct, identity, peek
 from raidfs.raid.raw import Geometry, RawMember
 from raidfs.raid.sites import survey
 
@@ -38,7 +38,7 @@ def plan_members(
         raise UsageError("name at least one place: a directory, an image file or a block device")
     if len(label.members) + len(paths) > MEMBERS_MAX:
         raise UsageError(f"a volume has at most {MEMBERS_MAX} members")
-    _refuse_known(label, paths)
+    _refuse_known(_current(label) if force else label, paths)
     sites = survey(paths, force=force)
     found = []
     for number, (site, room) in enumerate(zip(sites, rooms_of(sites, size_bytes), strict=True)):
@@ -85,14 +85,30 @@ def slots_in(label: Label, kind: str, room_bytes: int) -> int:
 def _refuse_known(label: Label, paths: Sequence[str]) -> None:
     known = dict[Identity, MemberEntry]()
     for entry in label.members:
-        with contextlib.suppress(MemberError):
-            known[identity(entry.path)] = entry
+        if entry.is_current or _holds(entry, label):
+            with contextlib.suppress(MemberError):
+                known[identity(entry.path)] = entry
     for path in paths:
         with contextlib.suppress(MemberError):
             one = known.get(identity(path))
             if one is not None:
                 back = "" if one.is_current else f"; `member online` {one.id} brings it back"
                 raise UsageError(f"{path} is member {one.id} of this volume already{back}")
+
+
+def _current(label: Label) -> Label:
+    """As if those that are lost were none: forced, what they hold is written over."""
+    current = [entry for entry in label.members if entry.is_current]
+    return msgspec.structs.replace(label, members=current)
+
+
+def _holds(entry: MemberEntry, label: Label) -> bool:
+    """What was lost there may have gone, and something else be in its place."""
+    try:
+        there = peek(entry.path)
+    except RaidfsError:
+        return False
+    return (there.volume_id, there.member_id) == (label.volume_id, entry.id)
 
 
 def lay_out_member(label: Label, entry: MemberEntry) -> Member:

@@ -54,7 +54,8 @@ class MemberEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: "failed" and "offline" missed changes; `reason` says why. Who is offline is expected
     back, so its columns aren't made anew elsewhere.
     role: a "spare" gets no columns until a member is lost; one that is "leaving" gets no new ones,
-    and those it has go elsewhere.
+    and those it has go elsewhere, after which it is no member any more; one that is "evacuating"
+    stays a member, empty.
     domain: members of one fail together; "": of none but its own.
     replaces: the member whose columns this one is to get, or -1.
     """
@@ -66,7 +67,7 @@ class MemberEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int
     state: Literal["active", "failed", "offline"] = "active"
     reason: str = ""
-    role: Literal["data", "spare", "leaving"] = "data"
+    role: Literal["data", "spare", "leaving", "evacuating"] = "data"
     domain: str = ""
     replaces: int = -1
 
@@ -77,10 +78,10 @@ class MemberEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of the volume. All but level, width and uneven was fixed when it was made. db_bytes and
-    wal_bytes: areas of raw members. level, width: of new zones; uneven: there may be zones that
-    survive less (of another level, or with columns that lack rows), so that only they can tell what
-    the volume survives."""
+    """Of the volume. All but level, width and uneven was fixed when it was made.
+    db_bytes, wal_bytes: areas of raw members. level, width: of new zones; uneven: there may be
+    zones that survive less (of another level, or with columns that lack rows), so that only they
+    can tell what the volume survives."""
 
     level: str
     width: int

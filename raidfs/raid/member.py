@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raidfs import native
+from raidfs.columns import Look
 from raidfs.errors import MemberError, MemberFull, UsageError
 from raidfs.raid.label import LABEL_BYTES as LABEL_BYTES
 from raidfs.raid.label import Label
@@ -60,9 +61,12 @@ class Place:
 
 
 class Member(abc.ABC):
-    """See the module. `slots_total` and `zone_bytes` are known once a label was adopted.
+    """See the module. `slots_total` and `zone_bytes` are known once a label was adopted, and so is
+    `volume_id`, by which the metadata know each other.
 
     lends: whether `column_borrow` gives descriptors, so that an engine can do the work.
+    never_waits: it is memory; else reading may take as long as it likes, and `column_descriptor`
+    and what ends in `_cached` ask for nothing that isn't there already.
     """
 
     kind: ClassVar[Kind]
@@ -70,14 +74,17 @@ class Member(abc.ABC):
     path: str
     read_only: bool = False
     direct: bool = False
+    never_waits: bool = True
     slots_total: int = 0
     zone_bytes: int = 0
+    volume_id: str = ""
     _tells_cached: bool = True
 
     def adopt(self, label: Label) -> None:
         """Take sizes (and, on raw members, where things lie) from this label."""
         self.slots_total = label.entry(label.member_id).slots
         self.zone_bytes = label.parameters.zone_bytes
+        self.volume_id = label.volume_id
 
     @abc.abstractmethod
     def close(self) -> None: ...
@@ -93,6 +100,10 @@ class Member(abc.ABC):
     @abc.abstractmethod
     def meta_read(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes:
         """Short at the end of the file."""
+
+    def meta_read_cached(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes | None:
+        """As `meta_read`, if all of it can be had without waiting for the medium; else None."""
+        return None
 
     @abc.abstractmethod
     def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None: ...
@@ -118,7 +129,8 @@ class Member(abc.ABC):
 
     @abc.abstractmethod
     def column_create(self, zone: int, column: int, slot: int, nbytes: int) -> None:
-        """Room for the column, durably. Harmless if it exists. MemberFull leaves nothing behind."""
+        """Room for the column, durably. Harmless if it exists; one that was cut short keeps what it
+        has. MemberFull leaves nothing behind that wasn't there."""
 
     @abc.abstractmethod
     def column_remove(self, zone: int, column: int, slot: int) -> None:
@@ -136,6 +148,14 @@ class Member(abc.ABC):
         """As `column_read`, but only if that needs no waiting for the medium: else False, and
         nothing is known of `out`. May be called where nothing may block; doesn't raise."""
         return False
+
+    def column_open(self, zone: int, column: int, slot: int) -> None:
+        """So that `column_descriptor` finds the column open."""
+        return
+
+    def look(self) -> Look | None:
+        """What is known of the files of columns; None: nothing."""
+        return None
 
     def column_descriptor(self, zone: int, column: int, slot: int) -> tuple[int, int] | None:
         """(a descriptor that is now the caller's, where the column begins in that file), to read
@@ -159,6 +179,21 @@ class Member(abc.ABC):
                 return os.dup(fd), offset_bytes
         except (OSError, MemberError):
             return None
+
+    def _meta_cached(
+        self, descriptor: AbstractContextManager[int], offset_bytes: int, nbytes: int
+    ) -> bytes | None:
+        """`meta_read_cached` of a place in a file."""
+        if not self._tells_cached:
+            return None
+        out = bytearray(nbytes)
+        try:
+            with descriptor as fd:
+                got = os.preadv(fd, [out], offset_bytes, os.RWF_NOWAIT)
+        except (OSError, MemberError) as error:
+            self._tells_cached = error.errno != errno.EOPNOTSUPP
+            return None
+        return bytes(out) if got == nbytes else None
 
     def _read_cached(
         self, descriptor: AbstractContextManager[int], offset_bytes: int, out: memoryview
@@ -191,6 +226,11 @@ class Member(abc.ABC):
     @abc.abstractmethod
     def column_exists(self, zone: int, column: int, slot: int) -> bool:
         """Raw members can't tell and say True."""
+
+    def column_afresh(self, zone: int, column: int, slot: int, nbytes: int) -> bool:
+        """What is read of the column from now on is what lies there by its name and on the medium,
+        as far as that can be had, not what is remembered of it. False: it hasn't so many bytes."""
+        return self.column_exists(zone, column, slot)
 
     @abc.abstractmethod
     def columns(self) -> list[tuple[int, int]]:
@@ -318,7 +358,8 @@ def write_whole(fd: int, offset_bytes: int, data: bytes | memoryview) -> None:
 
 
 class Descriptors:
-    """Open file descriptors by key, at most `limit` idle ones; keeps promise 3 of the module."""
+    """Open file descriptors by key, at most `limit` idle ones; keeps promise 3 of the module. The
+    lock is never held while a file is opened or closed, which a member may take its time for."""
 
     def __init__(self, path: str, opener: Callable[[Hashable], int], limit: int = 64) -> None:
         self._path = path
@@ -327,69 +368,104 @@ class Descriptors:
         self._lock = threading.Lock()
         self._open: OrderedDict[Hashable, list[int]] = OrderedDict()  # key -> [fd, users]
         self._closed = False
+        self._forgets = 0
 
     def borrow(self, key: Hashable) -> _Borrowed:
         """`with borrow(key) as fd`: the descriptor, opened if need be (OSError), open inside."""
         return _Borrowed(self, key)
 
-    def _take(self, key: Hashable) -> list[int]:
-        with self._lock:
-            if self._closed:
-                raise MemberError(f"{self._path}: this member was closed", self._path)
-            held = self._open.get(key)
-            if held is None:
-                held = [self._opener(key), 0]
-                self._open[key] = held
+    def borrow_open(self, key: Hashable) -> _Borrowed:
+        """The same, but only if it is open already: else MemberError, at once."""
+        return _Borrowed(self, key, opens=False)
+
+    def _take(self, key: Hashable, opens: bool) -> list[int]:
+        while True:
+            with self._lock:
+                held = self._held(key)
+                if held is not None:
+                    return held
+                forgets = self._forgets
+            if not opens:
+                raise MemberError(f"{self._path}: not open", self._path)
+            fd, closing = self._opener(key), []
+            with self._lock:
+                if self._closed or self._forgets != forgets:  # that may be another file by now
+                    held, closing = None, [fd]
+                elif (held := self._held(key)) is not None:  # somebody was faster
+                    closing = [fd]
+                else:
+                    held = self._open[key] = [fd, 1]
+                    closing = self._evicted()
+            _close_all(closing)
+            if held is not None:
+                return held
+
+    def _held(self, key: Hashable) -> list[int] | None:
+        """With the lock held: one more user has it, if it is open."""
+        if self._closed:
+            raise MemberError(f"{self._path}: this member was closed", self._path)
+        held = self._open.get(key)
+        if held is not None:
             held[1] += 1
             self._open.move_to_end(key)
-            if len(self._open) > self._limit:
-                self._evict()
-            return held
+        return held
 
     def _give(self, key: Hashable, held: list[int]) -> None:
         with self._lock:
             held[1] -= 1
-            if held[1] == 0 and self._open.get(key) is not held:
-                os.close(held[0])
+            over = held[1] == 0 and self._open.get(key) is not held
+        if over:
+            os.close(held[0])
 
     def forget(self, key: Hashable) -> None:
         """Close the descriptor of `key`, at once or when its last borrower is done."""
         with self._lock:
-            self._drop(key)
+            self._forgets += 1
+            closing = self._dropped(key)
+        _close_all(closing)
 
     def close(self) -> None:
         """Forget all, for good."""
         with self._lock:
             self._closed = True
-            for key in list(self._open):
-                self._drop(key)
+            closing = [fd for key in list(self._open) for fd in self._dropped(key)]
+        _close_all(closing)
 
-    def _drop(self, key: Hashable) -> None:
+    def _dropped(self, key: Hashable) -> list[int]:
+        """With the lock held: the descriptor, if nobody uses it; to be closed."""
         held = self._open.pop(key, None)
-        if held is not None and held[1] == 0:
-            os.close(held[0])
+        return [held[0]] if held is not None and held[1] == 0 else []
 
-    def _evict(self) -> None:
+    def _evicted(self) -> list[int]:
+        """With the lock held: as many of the oldest as there are too many; to be closed."""
+        closing: list[int] = []
         if len(self._open) <= self._limit:
-            return
+            return closing
         for key, held in list(self._open.items()):
             if held[1] == 0:
-                self._drop(key)
+                closing += self._dropped(key)
                 if len(self._open) <= self._limit:
-                    return
+                    break
+        return closing
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 class _Borrowed:
     """One use of a descriptor."""
 
-    __slots__ = ("_descriptors", "_held", "_key")
+    __slots__ = ("_descriptors", "_held", "_key", "_opens")
 
-    def __init__(self, descriptors: Descriptors, key: Hashable) -> None:
+    def __init__(self, descriptors: Descriptors, key: Hashable, opens: bool = True) -> None:
         self._descriptors = descriptors
         self._key = key
+        self._opens = opens
 
     def __enter__(self) -> int:
-        self._held = self._descriptors._take(self._key)
+        self._held = self._descriptors._take(self._key, self._opens)
         return self._held[0]
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

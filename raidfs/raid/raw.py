@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raidfs import native
+from raidfs.columns import Look, look_at
 from raidfs.errors import MemberBusy, MemberError, MemberFull
 from raidfs.raid.directory import lock_file
 from raidfs.raid.label import LABEL_BYTES, LABEL_COPIES, Label, Parameters
@@ -112,6 +113,8 @@ class RawMember(Member):
             raise
         self._fd = fd
         self._column_fd = column_fd
+        self._look = look_at(column_fd)
+        self.never_waits = self._look.never_waits
         self._descriptors = Descriptors(path, self._duplicate)
         self._geometry: Geometry | None = None
         self._sizes: dict[MetaFile, int] = {}
@@ -202,6 +205,13 @@ class RawMember(Member):
         with said_of(self.path, f"reading {file.value}"), self._descriptors.borrow(_REST) as fd:
             return read_bytes(fd, start + offset_bytes, nbytes)
 
+    def meta_read_cached(self, file: MetaFile, offset_bytes: int, nbytes: int) -> bytes | None:
+        size = self._sizes.get(file)
+        if size is None or offset_bytes + nbytes > size:
+            return None
+        start, _ = self.geometry.area(file)
+        return self._meta_cached(self._descriptors.borrow(_REST), start + offset_bytes, nbytes)
+
     def meta_write(self, file: MetaFile, offset_bytes: int, data: bytes | memoryview) -> None:
         assert not self.read_only
         start, area_bytes = self.geometry.area(file)
@@ -265,6 +275,12 @@ class RawMember(Member):
         assert not self.read_only and zone > 0 and 0 <= column < 256
         self._slot_offset(slot, 0, nbytes)
 
+    def column_afresh(self, zone: int, column: int, slot: int, nbytes: int) -> bool:
+        start = self._slot_offset(slot, 0, nbytes)
+        with said_of(self.path, f"reading slot {slot}"), self._descriptors.borrow(_COLUMNS) as fd:
+            os.posix_fadvise(fd, start, nbytes, os.POSIX_FADV_DONTNEED)
+        return True
+
     def column_remove(self, zone: int, column: int, slot: int) -> None:
         assert not self.read_only
         self._slot_offset(slot, 0, 0)
@@ -285,6 +301,9 @@ class RawMember(Member):
     ) -> bool:
         start = self._slot_offset(slot, offset_bytes, len(out))
         return self._read_cached(self._descriptors.borrow(_COLUMNS), start, out)
+
+    def look(self) -> Look:
+        return self._look
 
     def column_descriptor(self, zone: int, column: int, slot: int) -> tuple[int, int] | None:
         start = self._slot_offset(slot, 0, 0)

@@ -21,12 +21,15 @@ Cells = npt.NDArray[np.uint8]
 Crcs = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
 
+BAD, WANTED = 254, 255  # ranks of cells; others below
+
 
 class Rebuild:
     """What is known of the cells of n rows while they are rebuilt.
 
     A cell is good (its content is in its column's buffer, checked, or it is absent), bad (not to
-    be had from its member) or untried. A row is solved once its wanted cells are decoded.
+    be had from its member) or untried. A row is solved once its wanted cells are decoded, or found.
+    `shunned`: columns that are read only where there is no other way, in the order `slowest_last`.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Rebuild:
         self.bad: Bools = self.wanted.copy()
         self.solved: Bools = np.zeros(rows, dtype=np.bool_)
         self.content: dict[int, Cells] = {}
+        self.shunned: set[int] = set()
+        self.slowest_last: list[int] = []
         self._cell_bytes = cell_bytes
         for column in np.flatnonzero(wanted.any(axis=0)).tolist():
             self._buffer(column)
@@ -62,6 +67,13 @@ class Rebuild:
         self.good[part, column] |= good & untried
         self.bad[part, column] |= ~good & untried
 
+    def found(self, column: int, first: int, last: int, good: Bools) -> None:
+        """Wanted cells were read after all, into `content`; `good`: those that check."""
+        part = slice(first, last)
+        self.wanted[part, column] &= ~good
+        self.bad[part, column] &= ~good
+        self.good[part, column] |= good
+
     def _buffer(self, column: int) -> Cells:
         """The column's cells, zeros where nothing was read."""
         if column not in self.content:
@@ -74,7 +86,8 @@ class Rebuild:
         """(column, first row, last row exclusive): what the best guess still lacks; [] if nothing.
 
         Rows are taken together by what is known of their cells. For each the sources are those
-        that `express` picks: absent cells first, then good ones, then untried ones.
+        that `express` picks: absent cells first, then good ones, then untried ones, and of these
+        the shunned ones last.
         """
         lacking = np.zeros_like(self.good)
         for rows, sources in self._plans():
@@ -99,19 +112,22 @@ class Rebuild:
         self,
     ) -> list[tuple[npt.NDArray[np.int64], tuple[int, ...], tuple[int, ...]]]:
         """Rows that know the same of their cells: (row numbers, wanted, available in order)."""
-        # 0 absent, 1 good, 2 untried: the order in which they are liked; 3 bad; 4 wanted
+        # 0 absent, 1 good, 2 untried, 3 and more shunned: the order in which they are liked
         rank = np.full(self.good.shape, 2, dtype=np.uint8)
-        rank[self.bad] = 3
+        rank[:, list(self.shunned)] = 3 + len(self.slowest_last)
+        for place, column in enumerate(self.slowest_last):
+            rank[:, column] = 3 + place
+        rank[self.bad] = BAD
         rank[self.good] = 1
         rank[self.good & self.absent] = 0
-        rank[self.wanted] = 4
+        rank[self.wanted] = WANTED
         found = []
         kinds, inverse = np.unique(rank, axis=0, return_inverse=True)
         for number, kind in enumerate(kinds):
-            wanted = tuple(np.flatnonzero(kind == 4).tolist())
+            wanted = tuple(np.flatnonzero(kind == WANTED).tolist())
             if wanted:
                 order = np.argsort(kind, kind="stable")
-                available = tuple(order[: int((kind < 3).sum())].tolist())
+                available = tuple(order[: int((kind < BAD).sum())].tolist())
                 found.append((np.flatnonzero(inverse.ravel() == number), wanted, available))
         return found
 

@@ -11,7 +11,6 @@ when not even that fits are columns of a new zone missing from the start.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 
@@ -21,6 +20,7 @@ from ..raid.code import Code, code_for, narrower
 from ..raid.label import MemberEntry, Parameters
 from ..raid.member import Member
 from ..raid.placement import choose_members, usable_zones
+from .asking import Asking
 from .meta import Meta
 from .zones import Slots
 
@@ -42,6 +42,7 @@ class Allocation:
         self.slots = {member: Slots(total) for member, total in slots.items()}
         self.closed_to: frozenset[int] = frozenset()  # promise 2
         self.domains: dict[int, str] = {}
+        self.asking = Asking(array.patience)
         self._full: dict[int, float] = {}  # members that couldn't make a column, and when
         self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
 
@@ -53,6 +54,12 @@ class Allocation:
                 of[member].add(slot)
         for member, slots in self.slots.items():
             slots.free = [slot for slot in range(slots.total) if slot not in of[member]]
+
+    def fits(self, code: Code) -> bool:
+        """A new zone may have this code: the wanted one, or a narrower one for lack of members."""
+        if code.width > self.code.width:
+            return False
+        return code in (self.code, narrower(self.parameters.level, code.width))
 
     def retable(self, entries: Iterable[MemberEntry], parameters: Parameters) -> None:
         """What the labels say now."""
@@ -78,17 +85,24 @@ class Allocation:
         """It couldn't make a column."""
         self._full[member] = time.monotonic()
 
+    def _ask_again(self) -> None:
+        """Those that were full some time ago."""
+        now = time.monotonic()
+        self._full = {m: when for m, when in self._full.items() if now - when < FULL_S}
+
     def nobody_is_full(self) -> None:
         self._full.clear()
 
     def online(self, member: int) -> bool:
-        return self.array.states[member].state == "online"
+        state = self.array.states.get(member)
+        return state is not None and state.state == "online"
 
     def for_column(
         self, members: Iterable[int], others: Iterable[int], wished: Iterable[int] = ()
     ) -> list[int]:
         """Members that a column of a zone could go to, the best first. None of `members`, who have
         one; `others`: those whose columns stay. `wished`: before all others, closed or not."""
+        self._ask_again()
         have, rooms = set(members), self._rooms()
         free = {
             member: min(len(slots.free), rooms.get(member, 0))
@@ -112,14 +126,13 @@ class Allocation:
 
     def withdraw(self, member: int) -> None:
         """A member that holds nothing, and is none any more."""
-        del self.slots[member]
+        self.slots.pop(member, None)
         self._full.pop(member, None)
         self._room_cache = (-1.0, {})
 
     def choose(self, whole: bool) -> tuple[Code, list[int]] | None:
         """Code and members of the next zone: full width, else narrower, else columns missing."""
-        now = time.monotonic()
-        self._full = {m: when for m, when in self._full.items() if now - when < FULL_S}
+        self._ask_again()
         rooms = self._rooms()
         free = {
             member: min(len(slots.free), rooms.get(member, 0))
@@ -157,29 +170,38 @@ class Allocation:
             return rooms
         rooms = {}
         shared: dict[object, list[int]] = {}
+        told: dict[int, int] = {}
         for member in self.slots:
             if not self.online(member):
                 continue
-            it = self.member(member)
-            key: object = member
-            if it.kind == "directory":
-                try:
-                    key = ("filesystem", os.stat(it.path).st_dev)
-                except OSError:
-                    continue
+            try:
+                key, room_bytes = self.asking.room(member, self.member(member))
+            except (OSError, MemberError):
+                continue
+            told[member] = room_bytes
             shared.setdefault(key, []).append(member)
         for group in shared.values():
-            try:
-                it = self.member(group[0])
-                room = it.room_bytes() // len(group)
-            except MemberError:
-                continue
+            it = self.member(group[0])
+            room = told[group[0]] // len(group)
             if it.kind == "directory":
                 room -= METADATA_KEPT_BYTES
             for member in group:
                 rooms[member] = max(0, room) // self.parameters.zone_bytes
         self._room_cache = (now, rooms)
         return rooms
+
+    def room_of(self, member: int) -> int:
+        """Columns that it could take."""
+        return min(len(self.slots[member].free), self._rooms().get(member, 0))
+
+    def free_slots(self) -> dict[int, int]:
+        """Columns that each member could take that gets columns of new zones."""
+        rooms = self._rooms()
+        return {
+            member: min(len(slots.free), rooms.get(member, 0))
+            for member, slots in self.slots.items()
+            if self.online(member) and member not in self.closed_to
+        }
 
     def shape(self) -> tuple[Code, list[int]]:
         """The code that a new zone would have, and the members it would choose from."""

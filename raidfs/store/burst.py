@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .. import native
 from ..leaves import ROW_SHIFT, ZONE_SHIFT
-from ..raid.array import Array
+from ..raid.array import Array, Reach
 from ..raid.code import Code, burst_cells, present
 from ..raid.one_row import encode_row, write_row
 from ..raid.writing import lends_all, write_rows
@@ -93,13 +93,13 @@ class Encoded:
 @dataclass(frozen=True, slots=True)
 class Written:
     """`crcs`: uint32 (rows, width), as the checksum table keeps them. `failed`: lost by it.
-    `synced`: with it the zone's columns were. `absent`: columns that could not be written."""
+    `synced`: with it the zone's columns were. `reach`: as it was before."""
 
     burst: Burst
     crcs: npt.NDArray[np.uint32]
     failed: set[int]
     synced: bool
-    absent: tuple[int, ...] = ()
+    reach: Reach
 
 
 def plan(taken: list[Rows], inos: U64, indexes: U64, addresses: U64) -> list[Burst]:
@@ -157,8 +157,9 @@ async def write(
     small burst then leaves the event loop's thread for nothing but the engine. Otherwise write them
     in a thread; then the rows are sealed once `sync` says so."""
     rows = burst.rows
-    absent = array.absent(rows.zone.map)  # before: one that is back meanwhile doesn't have it all
-    if not lends_all(array, rows.zone.map):
+    zone = rows.zone.map  # it may lie elsewhere when this returns
+    reach = array.reach(zone)
+    if not lends_all(array, zone):
         written: Written = await offload(write_in_thread, array, burst, cell_bytes)
         return written
     if rows.pages * cell_bytes <= AT_ONCE_BYTES_MAX:
@@ -166,33 +167,32 @@ async def write(
     else:
         encoded = await offload(encode, burst, cell_bytes)
     there = present(burst.code, rows.pages)
-    failed = await write_rows(
-        array, rows.zone.map, rows.row, encoded.data, encoded.parity, there, synced
-    )
+    failed = await write_rows(array, zone, rows.row, encoded.data, encoded.parity, there, synced)
     crcs = np.ascontiguousarray(encoded.crcs.T)
-    return Written(burst, crcs, failed, bool(synced.any()), absent)
+    return Written(burst, crcs, failed, bool(synced.any()), reach)
 
 
 async def write_one_row(array: Array, burst: Burst, cell_bytes: int) -> Written:
     """As `write`, of a burst of one row, with its syncs. Members lend descriptors."""
     zone, pages = burst.rows.zone.map, burst.addresses.tolist()
-    absent = array.absent(zone)
+    reach = array.reach(zone)
     cells, crcs, kept = encode_row(zone, pages, cell_bytes)
     failed = await write_row(array, zone, burst.rows.row, cells)
     del kept
-    return Written(burst, crcs, failed, True, absent)
+    return Written(burst, crcs, failed, True, reach)
 
 
 def write_in_thread(array: Array, burst: Burst, cell_bytes: int) -> Written:
     """Encode and write all columns. Nothing is synced."""
     rows = burst.rows
-    absent = array.absent(rows.zone.map)
+    zone = rows.zone.map
+    reach = array.reach(zone)
     encoded = encode(burst, cell_bytes)
     there = present(burst.code, rows.pages)
     failed = array.write_burst(
-        rows.zone.map, rows.row, rows.rows, encoded.data, encoded.parity, there, sync=False
+        zone, rows.row, rows.rows, encoded.data, encoded.parity, there, sync=False
     )
-    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, False, absent)
+    return Written(burst, np.ascontiguousarray(encoded.crcs.T), failed, False, reach)
 
 
 def sync(array: Array, zones: Iterable[Zone]) -> set[int]:

@@ -14,14 +14,18 @@ zone that has not changed for long is worth cleaning at higher u than one whose 
  3. Content does not change, nor any file's or snapshot's view of it, wherever a crash comes.
  4. A zone that can't be read, or whose leaves the metadata has no room to change, is left alone for
     a while; the volume goes on.
- 5. How many cells of a zone live is known from its references alone, unless snapshots or sharing
+ 5. Others may have zones emptied (reshape.py), one at a time, and stop as soon as a writer waits:
+    what was moved until then stays moved.
+ 6. How many cells of a zone live is known from its references alone, unless snapshots or sharing
     give cells several of them. Then zones are surveyed when room is low, each once until enough of
     its references are gone.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +50,7 @@ MOVE_BYTES = 4 << 20  # read and written at once
 ROUNDS_MAX = 3  # surveys of one zone, in case that its cells come to be shared meanwhile
 PASSED_OVER_S = 60.0  # promise 4
 LIMBO_S = 0.02
+Turn = Callable[[int], Awaitable[None]]  # after each piece, with how many bytes were moved by it
 TURN_S = 0.002  # of work without a pause
 PAUSE_BUSY, PAUSE_IDLE = 4.0, 0.25  # times what the work before it took
 PAUSE_S_MAX = 2.0
@@ -85,6 +90,7 @@ class Cleaner:
         self._left_cells = 0
         self._emptied = 0
         self._surveyed = 0
+        self._busy = trio.Lock()  # held by whoever moves cells
 
     # -- for others -------------------------------------------------------------------------------
 
@@ -97,6 +103,25 @@ class Cleaner:
         answer = self._answer
         await answer.wait()
         return self._gained
+
+    @property
+    def waiting(self) -> bool:
+        """A writer waits for room."""
+        return self._answer is not None
+
+    async def asked(self) -> None:
+        """Returns when a writer waits, or soon."""
+        await self._wanted.wait()
+
+    async def empty(self, zone: Zone, turn: Turn, stop: Callable[[], bool] | None = None) -> bool:
+        """All that lives in the zone goes elsewhere, and the zone is erased. `turn`: see there;
+        `stop`: asked after each. False: not now (promises 4 and 5), or it shall stop. The zone
+        takes nothing more: it is full, or closed."""
+        assert not zone.room_cells
+        async with self._busy:
+            if not await self._mover.finish():
+                return False
+            return await self._clean(zone, turn, stop)
 
     def statistics(self) -> CleanerStatistics:
         return CleanerStatistics(
@@ -139,14 +164,15 @@ class Cleaner:
 
     async def _work(self) -> None:
         while self.broken is None and self.store.failed is None and not self.store.read_only:
-            if not await self._mover.finish():  # what was left half told: the metadata was full
-                return
-            if self._answer is not None:
-                self._tell(gained=await self._gain_once())
-            elif self._low() and await self._clean_in_background():
-                continue
-            elif self._answer is None:  # nobody has asked meanwhile
-                return
+            async with self._busy:
+                if not await self._mover.finish():  # left half told: the metadata was full
+                    return
+                if self._answer is not None:
+                    self._tell(gained=await self._gain_once())
+                elif self._low() and await self._clean_in_background():
+                    continue
+                elif self._answer is None:  # nobody has asked meanwhile
+                    return
 
     # -- when somebody waits ----------------------------------------------------------------------
 
@@ -188,7 +214,7 @@ class Cleaner:
             self._pass_over(zone)
         return True
 
-    async def _turn(self) -> None:
+    async def _turn(self, _: int = 0) -> None:
         """A piece is done: others have the event loop, and the members, for longer than it took,
         unless somebody waits for room (promise 1)."""
         await trio.lowlevel.checkpoint()
@@ -237,7 +263,7 @@ class Cleaner:
         self._passed[zone.map.zone] = trio.current_time() + PASSED_OVER_S
 
     async def _survey_one(self) -> Zone | None:
-        """Count what lives in the zone of which least is known (promise 5). None: all is known."""
+        """Count what lives in the zone of which least is known (promise 6). None: all is known."""
         meta = self.store.meta
         doubtful = [
             zone
@@ -258,24 +284,29 @@ class Cleaner:
             return min(zone.live, zone.map.rows * zone.map.code.k) - 1
         return min(zone.counted, zone.counted_live - zone.live)
 
-    async def _look(self, zone: Zone) -> Survey:
+    async def _look(self, zone: Zone, turn: Turn | None = None) -> Survey:
         live = zone.live
-        found = await survey(self.store.meta, zone, self.store.offload, self._turn)
+        pause = functools.partial(turn or self._turn, 0)
+        found = await survey(self.store.meta, zone, self.store.offload, pause)
         zone.counted, zone.counted_live = len(found.live.cells), live
         self._surveyed += 1
         return found
 
     # -- cleaning ---------------------------------------------------------------------------------
 
-    async def _clean(self, zone: Zone) -> bool:
+    async def _clean(
+        self, zone: Zone, turn: Turn | None = None, stop: Callable[[], bool] | None = None
+    ) -> bool:
         """Empty the zone; False if that can't be done now."""
         number = zone.map.zone
         self._zone = number
         try:
             for _ in range(ROUNDS_MAX):
-                found = await self._look(zone)
-                if not await self._move_all(zone, found):
+                found = await self._look(zone, turn)
+                if not await self._move_all(zone, found, turn or self._turn, stop):
                     return False
+                if number in self.space.zones and not zone.needed:
+                    await self.store.cut_with(lambda _: None)  # with that it goes
                 if number not in self.space.zones:
                     await self._settle()
                     self._emptied += 1
@@ -287,12 +318,16 @@ class Cleaner:
         finally:
             self._zone = self._left_cells = 0
 
-    async def _move_all(self, zone: Zone, found: Survey) -> bool:
+    async def _move_all(
+        self, zone: Zone, found: Survey, turn: Turn, stop: Callable[[], bool] | None
+    ) -> bool:
         """All that lives there, as far as is known."""
         first, end = 0, len(found.live.cells)
         while first < end:
             self._left_cells = end - first
             self.store.writable()
+            if stop is not None and stop():
+                return False
             if not self.reserve.room_cells:  # the spare went with a member that was lost
                 await self.space.grow(self.reserve.wanted)
             outlet = self.reserve.take_outlet()
@@ -306,8 +341,8 @@ class Cleaner:
             cells = Owned(live.cells[part], live.inos[part], live.indexes[part])
             if not await self._mover.move(zone, cells, found.leaves_of(first, last), outlet):
                 break
+            await turn((last - first) * self.store.cell_bytes)
             first = last
-            await self._turn()
         return first == end or zone.map.zone not in self.space.zones
 
     async def _settle(self) -> None:

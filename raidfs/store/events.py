@@ -88,6 +88,7 @@ KINDS: dict[str, Kind] = {
     "MetadataBad": Kind("A member's copy of a page of metadata is damaged.", "warning"),
     "MetadataHealed": Kind("A damaged copy of metadata was replaced by a good one."),
     "MemberSlow": Kind("A member has been slow for long; reads go around it.", "warning"),
+    "MemberNormal": Kind("A member that was slow answers as usual, and is read again."),
     "MemberBack": Kind("A member that was away is in use again."),
     "MemberAdded": Kind("A member has joined the volume."),
     "MemberRemoved": Kind("A member has left the volume by command; nothing was lost by it."),

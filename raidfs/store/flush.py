@@ -104,7 +104,7 @@ class Flush:
                 rows = each.burst.rows
                 zone = rows.zone.map.zone
                 store.meta.put_crcs(zone, rows.row, each.crcs)
-                store.space.note_rows(rows.zone, rows.row, each.absent)
+                store.space.note_rows(rows.zone, rows.row, each.reach)
                 store.feed.written(rows.zone, rows.row, each.crcs)
                 store.meta.put_owner(zone, rows.row, rows.rows, rows.pages, each.burst.owner_runs())
                 self.touched.add(zone)
@@ -133,6 +133,7 @@ class Flush:
         self.store.events.keep()
         self.store.meta.set_member_counters(self.store.array.counters())
         self.store.losses.save()
+        self.store.scrub.save()
 
     async def _turn(self) -> None:
         self._turns += 1

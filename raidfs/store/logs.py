@@ -43,6 +43,11 @@ Beyond crashes: a member that someone restored from a backup shows an older data
 itself. Each read-write opening raises SQLite's `user_version` on page 1 (its *stamp*) and syncs it
 before anything else. A member whose stamp is lower than the highest is lost: by more than one, or
 by one while the log doesn't hold page 1 (with it, a crash while stamping explains the difference).
+
+A member may also show the metadata of another volume, under a label of this one: whole in itself,
+and perhaps stamped more often. SQLite's `application_id` on page 1 is a *mark* made of the volume's
+id; a member with another mark is lost before its log or its stamp is looked at. Where page 1 is
+damaged there is no mark, and the page will be healed. 0 tells nothing.
 """
 
 from __future__ import annotations
@@ -57,6 +62,7 @@ from raidfs.raid.member import Member, MetaFile
 
 _PIECE_FRAMES = 256
 _STAMP_AT = 60  # byte of page 1: SQLite's user_version, big-endian
+_MARK_AT = 68  # SQLite's application_id
 
 
 class Lose(Protocol):
@@ -94,7 +100,10 @@ class Choice:
 def choose(members: dict[int, Member], page_bytes: int, good: GoodPage, lose: Lose) -> Choice:
     """Scan all copies; see the module. `good(page, offset)` knows a whole database page."""
     states: dict[int, wal.WalState | None] = {}
+    foreign = _lose_foreign(members, page_bytes, good, lose)
     for member_id, member in members.items():
+        if member_id in foreign:
+            continue
         try:
             states[member_id] = wal.scan(_reader(member))
         except MemberError as error:
@@ -112,6 +121,35 @@ def choose(members: dict[int, Member], page_bytes: int, good: GoodPage, lose: Lo
         choice = _read_best(members, best, source, states)
     _lose_stale({m: members[m] for m in states}, choice, page_bytes, good, lose)
     return choice
+
+
+def volume_mark(volume_id: str) -> int:
+    """As SQLite's application_id, of which 31 bits can be had. 0: it tells nothing."""
+    return (native.crc32c(volume_id.encode()) & 0x7FFFFFFF or 1) if volume_id else 0
+
+
+def _lose_foreign(
+    members: dict[int, Member], page_bytes: int, good: GoodPage, lose: Lose
+) -> set[int]:
+    """Members with the metadata of another volume."""
+    foreign = set()
+    for member_id, member in members.items():
+        page = _first_page(member, page_bytes, good)
+        mark = int.from_bytes(page[_MARK_AT : _MARK_AT + 4], "big") if page is not None else 0
+        if mark and member.volume_id and mark != volume_mark(member.volume_id):
+            foreign.add(member_id)
+    for member_id in foreign:
+        lose(member_id, "its metadata are those of another volume", evident=True)
+    return foreign
+
+
+def _first_page(member: Member, page_bytes: int, good: GoodPage) -> bytes | None:
+    """Of its database, if it can be had."""
+    try:
+        page = member.meta_read(MetaFile.DB, 0, page_bytes)
+    except MemberError:
+        return None
+    return page if good(page, 0) else None
 
 
 def _reader(member: Member) -> Callable[[int, int], bytes]:
@@ -154,11 +192,8 @@ def _lose_stale(
     """Members whose database is of an earlier opening; see the end of the module's text."""
     stamps = {}
     for member_id, member in members.items():
-        try:
-            page = member.meta_read(MetaFile.DB, 0, page_bytes)
-        except MemberError:
-            continue  # reading the page will heal it, or not
-        if good(page, 0):
+        page = _first_page(member, page_bytes, good)
+        if page is not None:  # else reading it will heal it, or not
             stamps[member_id] = int.from_bytes(page[_STAMP_AT : _STAMP_AT + 4], "big")
     newest = max(stamps.values(), default=0)
     lag_max = 1 if choice.first_page is not None else 0

@@ -27,14 +27,15 @@ class Losses:
         self._settling = trio.Lock()
         self._at: dict[int, int] = store.meta.lost_members()
         self._unsaved: set[int] = set()
+        self._expected: set[int] = set()  # to be back, of those that are about to be lost
+        self.joining: int | None = None  # a member that takes metadata already, and isn't one yet
         for member, state in store.array.states.items():
-            if state.state != "online":
+            if state.state != "online" and member not in self._at:
                 self._note(member)
 
     def _note(self, member: int) -> None:
-        if member not in self._at:
-            self._at[member] = self.store.durable
-            self._unsaved.add(member)
+        self._at[member] = self.store.durable
+        self._unsaved.add(member)
 
     def lost_at(self, member: int) -> int | None:
         """What was durable when it was lost, so that it must have at least that; None: it isn't."""
@@ -48,6 +49,9 @@ class Losses:
 
     def back(self, member: int) -> None:
         """It has all again, or what it lacks is known. In such a transaction, too."""
+        state = self.store.array.states.get(member)
+        if state is not None and state.state != "online":
+            return  # lost again by now
         if self._at.pop(member, None) is not None:
             self._unsaved.discard(member)
             self.store.meta.set_lost(member, None)
@@ -57,10 +61,17 @@ class Losses:
         losses = self.store.notices.losses
         if not losses and not self._settling.locked():
             return
+        with trio.CancelScope(shield=True):  # nobody else would record what was taken from there
+            await self._settle_all(losses)
+
+    async def _settle_all(self, losses: dict[int, str]) -> None:
         async with self._settling:
             while losses:
                 member, reason = losses.popitem()
-                if self.store.array.states[member].state != "failed":
+                state = self.store.array.states.get(member)
+                if state is None or member == self.joining:
+                    continue  # none any more; or whoever admits it looks for itself
+                if state.state != "failed":
                     await self._settle(member, reason)
 
     async def _settle(self, member: int, reason: str) -> None:
@@ -76,7 +87,13 @@ class Losses:
         try:
             store.mirror.lose(member, reason)
             left = await store.offload(
-                functools.partial(store.assembly.fail, member, reason, zones_survive=True)
+                functools.partial(
+                    store.assembly.fail,
+                    member,
+                    reason,
+                    zones_survive=True,
+                    expected=member in self._expected,
+                )
             )
             store.mirror.recorded(member)
         except RaidfsError as error:
@@ -84,11 +101,22 @@ class Losses:
             return
         for other in left - {member}:
             store.notices.loss(other, "its label could not be written")
+        entries = {entry.id: entry for entry in store.assembly.label.members}
+        entry = entries.get(member)
+        if entry is not None and (entry.role == "spare" or entry.replaces >= 0):
+            store.events.note("FailSpare", member, reason)
+        store.mender.wake()
 
-    async def fail_member(self, member: int, reason: str) -> None:
-        """An administrator takes a member out. The caller has checked that redundancy covers it."""
-        self.store.notices.loss(member, reason)
-        await self.settle()
+    async def fail_member(self, member: int, reason: str, *, expected: bool = False) -> None:
+        """An administrator takes a member out. The caller has checked that redundancy covers it.
+        `expected`: it is to come back ("offline"), so nothing is rebuilt elsewhere."""
+        if expected:
+            self._expected.add(member)
+        try:
+            self.store.notices.loss(member, reason)
+            await self.settle()
+        finally:
+            self._expected.discard(member)
         self.store.request_cut()
         await self.store.commit()
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import trio
 
-from ..errors import RaidfsError, UsageError
-from ..raid.label import MemberEntry
+from ..errors import LossUnrecorded, MemberError, OutOfSpace, RaidfsError, UsageError
+from ..raid.assembly import JOINING
+from ..raid.label import MemberEntry, Parameters
 from .admit import admit
 from .meta import Meta
 from .mirror import Mirror
@@ -36,6 +37,7 @@ log = logging.getLogger("raidfs.store")
 
 Progress = Callable[[int, int], None]  # bytes of metadata copied, and all
 ZONES_PER_CUT = 256
+PAGES_PER_COLUMN = 4  # of the metadata, that a note on one may dirty
 
 
 def durable_of(member: Member) -> int | None:
@@ -74,8 +76,9 @@ class Membership:
         raise UsageError(f"there is no member {member}; the members are {known}")
 
     def columns_of(self, member: int) -> int:
-        """How many columns of zones lie on it, or did when it was lost."""
-        zones = self.store.space.zones.values()
+        """How many columns of zones lie on it, or did when it was lost; also of zones that aren't
+        erased yet."""
+        zones = (*self.store.space.zones.values(), *self.store.space.limbo.values())
         return sum(member == each for zone in zones for each, _ in zone.map.columns)
 
     # -- new ones ---------------------------------------------------------------------------------
@@ -86,41 +89,94 @@ class Membership:
         self.store.writable()
         async with self._turn:
             store = self.store
-            assert entry.id == store.assembly.label.next_member
+            if entry.id != store.assembly.label.next_member:
+                raise UsageError("members were added meanwhile; look at them, and try again")
             await self._labels(store.assembly.enroll, [entry])
-            member.adopt(store.assembly.label.for_member(entry.id))
             try:
+                member.adopt(store.assembly.label.for_member(entry.id))
                 await self._join(entry, member, progress)
             except BaseException:
                 with trio.CancelScope(shield=True):
-                    await self._labels(store.assembly.withdraw, entry.id)
+                    await self._give_up(entry.id)
                 raise
             log.info("member %d: %s", entry.id, member.path)
         store.mender.wake()
 
-    async def _join(self, entry: MemberEntry, member: Member, progress: Progress) -> None:
-        """Metadata, label, then all else."""
-        store = self.store
-        await store.offload(admit, store.mirror, entry.id, member, progress)
+    async def _give_up(self, number: int) -> None:
+        """It did not become a member. What fails here, the next opening tidies."""
         try:
-            await self._labels(store.assembly.activate, entry.id, member)
-        except BaseException:
-            store.mirror.leave(entry.id)
-            raise
-        store.space.allocation.admit(entry.id, entry.slots)
-        store.array.admit(entry.id, member)
+            await self._labels(self.store.assembly.withdraw, number)
+        except RaidfsError as error:
+            log.warning("member %d stays in the labels for now: %s", number, error)
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self.store.array.withdraw(number)
+        self.store.space.allocation.withdraw(number)
+
+    async def _join(self, entry: MemberEntry, member: Member, progress: Progress) -> None:
+        """Metadata, label, then all else. MemberError: it failed, and labels say that it is lost,
+        or expected back, as before."""
+        store, number = self.store, entry.id
+        store.losses.joining = number
+        try:
+            await self._copy(number, member, progress)
+            try:
+                await self._labels(store.assembly.activate, number, member)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._part(number)
+                raise
+            if number not in store.mirror.members:
+                reason = store.mirror.failed.get(number, "it failed")
+                with trio.CancelScope(shield=True):
+                    await self._part(number)
+                raise MemberError(f"{member.path} failed while it joined: {reason}", member.path)
+            store.space.allocation.admit(number, entry.slots)
+            store.array.admit(number, member)
+        finally:
+            store.losses.joining = None
         store.feed.forget_all()
+        store.space.after_return()
+
+    async def _copy(self, number: int, member: Member, progress: Progress) -> None:
+        store = self.store
+        while True:
+            try:
+                await store.offload(admit, store.mirror, number, member, progress)
+                return
+            except LossUnrecorded:  # of another one
+                await store.losses.settle()
+                store.writable()
+
+    async def _part(self, number: int) -> None:
+        """One that has the metadata isn't to be a member after all. Its label, or a copy of it, may
+        say that it is: so the others get one that descends from that and knows better."""
+        store = self.store
+        store.mirror.leave(number)
+        try:
+            if number in store.assembly.members:
+                fail = functools.partial(store.assembly.fail, zones_survive=True)
+                await self._labels(fail, number, "it failed while it joined")
+            else:
+                await self._labels(store.assembly.retable, store.assembly.label.members)
+        except RaidfsError as error:
+            store.fail(f"that member {number} is none can't be recorded: {error}")
+            return
+        store.mirror.recorded(number)
 
     async def _labels(self, change: Callable[..., set[int]], *arguments: object) -> None:
         """In a thread; members that could not be written to are lost."""
         store = self.store
-        for other in await store.offload(change, *arguments):
-            store.notices.loss(other, "its label could not be written")
-        await store.losses.settle()
+        with trio.CancelScope(shield=True):
+            for other in await store.offload(change, *arguments):
+                store.notices.loss(other, "its label could not be written")
+            await store.losses.settle()
         if store.failed is not None:
             raise RaidfsError(store.failed)
         label = store.assembly.label
         store.space.allocation.retable(label.members, label.parameters)
+        store.space.after_retable()
 
     # -- those that are back ----------------------------------------------------------------------
 
@@ -131,39 +187,93 @@ class Membership:
         self.store.writable()
         async with self._turn:
             store, entry = self.store, self.entry(number)
-            assert not entry.is_current and number not in store.assembly.members
+            if entry.is_current or number in store.assembly.members:
+                raise UsageError(f"member {number} is in use already")
             member.adopt(store.assembly.label.for_member(number))
             had = await store.offload(durable_of, member)
             lost_at = store.losses.lost_at(number)
             believed = had is not None and lost_at is not None and had >= lost_at
+            await self._uneven(True)
             if not believed:
                 await self._distrust(number)
-            await self._uneven(True)
             await store.offload(store.space.sweep_member, number, member)
             await self._join(entry, member, progress)
+            table = _without_heirs(store.assembly.label.members, number)
+            if table != store.assembly.label.members:  # nobody need replace it any more
+                await self._labels(store.assembly.retable, table)
             await store.cut_with(lambda _: store.losses.back(number))
         store.mender.wake()
         return believed
 
     async def _distrust(self, number: int) -> None:
-        """All columns there are stale from row 0, before it is a member again."""
-        space = self.store.space
+        """All columns there are stale from row 0, before it is a member again. As many at once as
+        the metadata has room for."""
+        space, meta = self.store.space, self.store.meta
         todo = [
             (zone, column)
             for zone in space.zones.values()
             for column, (member, _) in enumerate(zone.map.columns)
             if member == number and zone.missed.get(column) != 0
         ]
-        for first in range(0, len(todo), ZONES_PER_CUT):
-            part = todo[first : first + ZONES_PER_CUT]
-            await self.store.cut_with(functools.partial(space.distrust, part))
+
+        def some(epoch: int) -> None:
+            count = min(ZONES_PER_CUT, max(0, meta.spare_pages() // PAGES_PER_COLUMN))
+            space.distrust(todo[:count], epoch)
+            del todo[:count]
+
+        while todo:
+            before = len(todo)
+            await self.store.cut_with(some)
+            if len(todo) == before:
+                raise OutOfSpace("the metadata has no room to note what the member lacks")
+
+    def _is_uneven(self) -> bool:
+        return self.store.mender.working or self._lacking() or self._other_codes()
+
+    def _lacking(self) -> bool:
+        """Columns lack rows on members that aren't lost themselves."""
+        zones, array = self.store.space.zones, self.store.array
+        return any(
+            number in zones and array.present(zones[number].map, column) is not None
+            for number, column in array.stale
+        )
 
     async def _uneven(self, uneven: bool) -> None:
         parameters = self.store.assembly.label.parameters
         if parameters.uneven != uneven:
-            table = self.store.assembly.label.members
-            changed = msgspec.structs.replace(parameters, uneven=uneven)
-            await self._labels(self.store.assembly.retable, table, changed)
+            await self._parameters(msgspec.structs.replace(parameters, uneven=uneven))
+
+    async def be_uneven(self) -> bool:
+        """The labels say it. False: they did so already."""
+        if self.store.assembly.label.parameters.uneven:
+            return False
+        async with self._turn:
+            await self._uneven(True)
+        return True
+
+    async def _parameters(self, changed: Parameters) -> None:
+        table = self.store.assembly.label.members
+        await self._labels(self.store.assembly.retable, table, changed)
+
+    async def reshape(self, level: str, width: int) -> None:
+        """New zones are of that level and width from here on, and the labels say so. As long as
+        there are others they say `uneven`."""
+        self.store.writable()
+        async with self._turn:
+            parameters = self.store.assembly.label.parameters
+            changed = msgspec.structs.replace(parameters, level=level, width=width, uneven=True)
+            store = self.store
+            try:
+                await self._parameters(changed)
+            finally:  # also when not all members could be told: the newest label counts
+                label = store.assembly.label
+                store.space.allocation.retable(label.members, label.parameters)
+                store.space.after_retable()
+
+    async def settle_uneven(self) -> None:
+        """The labels say it just if there are zones that survive less, or may."""
+        async with self._turn:
+            await self._uneven(self._is_uneven())
 
     # -- other roles ------------------------------------------------------------------------------
 
@@ -171,7 +281,7 @@ class Membership:
         self,
         number: int,
         *,
-        role: Literal["data", "spare", "leaving"] | None = None,
+        role: Literal["data", "spare", "leaving", "evacuating"] | None = None,
         domain: str | None = None,
         replaces: int | None = None,
         state: Literal["failed", "offline"] | None = None,
@@ -192,37 +302,56 @@ class Membership:
     # -- those that go ----------------------------------------------------------------------------
 
     async def tidy(self) -> None:
-        """When there was something to mend, and isn't any more: members that were to go are none
-        any more, and those that took their place are like others."""
+        """Members that were to go and have nothing any more are none from here on, as are those
+        that somebody replaced, and those that never came to be (a crash came first)."""
         store = self.store
         async with self._turn:
             table = store.assembly.label.members
             heirs = {entry.replaces for entry in table if entry.replaces >= 0}
             for entry in table:
-                gone = entry.role == "leaving" or (entry.id in heirs and not entry.is_current)
-                if gone and not self.columns_of(entry.id):
-                    await self._remove(entry.id)
-            if not store.array.stale and not self._other_codes():
-                await self._uneven(False)
+                replaced = entry.id in heirs and entry.state == "failed"
+                unborn = entry.state == "offline" and entry.reason == JOINING
+                if not (replaced or unborn or entry.role == "leaving"):
+                    continue
+                if self.columns_of(entry.id):
+                    if not store.mender.works.left_bytes:
+                        store.request_cut()  # nobody needs these zones: with that they go
+                elif await self._remove(entry.id) and not unborn:
+                    store.events.note("MemberRemoved", entry.id, entry.path)
+            await self._uneven(self._is_uneven())
 
     def _other_codes(self) -> bool:
+        """There are zones that survive less than new ones, or more: then labels alone would refuse
+        what can be read."""
         tolerance = self.store.space.code.tolerance
-        zones = self.store.space.zones.values()
-        return any(zone.map.code.tolerance < tolerance for zone in zones)
+        zones = (*self.store.space.zones.values(), *self.store.space.limbo.values())
+        return any(zone.map.code.tolerance != tolerance for zone in zones)
 
-    async def _remove(self, number: int) -> None:
-        store = self.store
-        table = [
-            msgspec.structs.replace(each, replaces=-1) if each.replaces == number else each
-            for each in store.assembly.label.members
-        ]
+    async def _remove(self, number: int) -> bool:
+        """It has no columns, and is to be no member any more. False: it got some, or somebody may
+        still read there."""
+        store, entry = self.store, self.entry(number)
+        if not store.assembly.members.keys() - {number}:
+            return False
+        if self._is_uneven():  # what it was that labels told of is no more
+            await self._uneven(True)
+        if entry.role != "leaving":
+            await self._labels(store.assembly.retable, _with(self._table(), number, role="leaving"))
+        async with store.space.allocating:
+            pass  # a zone that was being made when it was no leaving one has been made
+        if self.columns_of(number) or store.mender.uses(number):
+            return False
         store.mirror.leave(number)
-        if table != store.assembly.label.members:
-            await self._labels(store.assembly.retable, table)
-        await self._labels(store.assembly.withdraw, number)
+        try:
+            table = _without_heirs(self._table(), number)
+            if table != self._table():
+                await self._labels(store.assembly.retable, table)
+            await self._labels(store.assembly.withdraw, number)
+        except RaidfsError as error:
+            store.fail(f"that member {number} is none can't be recorded: {error}")
+            raise
         store.mirror.recorded(number)
-        store.array.withdraw(number)
-        store.space.allocation.withdraw(number)
+        self._forget(number)
 
         def forget(_: int) -> None:
             store.losses.back(number)
@@ -230,11 +359,36 @@ class Membership:
 
         await store.cut_with(forget)
         log.info("member %d is no member any more", number)
+        return True
+
+    def _table(self) -> list[MemberEntry]:
+        return self.store.assembly.label.members
 
     async def remove(self, number: int) -> None:
-        """A member without columns. UsageError: it has some."""
+        """A member without columns. UsageError: it has some, or is the last one."""
         async with self._turn:
-            self.entry(number)
+            entry = self.entry(number)
             if count := self.columns_of(number):
                 raise UsageError(f"member {number} has {count} columns of zones")
-            await self._remove(number)
+            if not self.store.assembly.members.keys() - {number}:
+                raise UsageError(f"member {number} is the last one; nothing would remain")
+            if entry.role != "leaving":  # nothing new is begun there
+                table = _with(self._table(), number, role="leaving")
+                await self._labels(self.store.assembly.retable, table)
+            await self.store.mender.stand_aside(number)
+            if not await self._remove(number):
+                raise UsageError(f"member {number} has got columns just now; they go elsewhere")
+
+
+def _with(table: list[MemberEntry], number: int, *, role: Literal["leaving"]) -> list[MemberEntry]:
+    return [
+        msgspec.structs.replace(each, role=role) if each.id == number else each for each in table
+    ]
+
+
+def _without_heirs(table: list[MemberEntry], number: int) -> list[MemberEntry]:
+    """Nobody replaces that member."""
+    return [
+        msgspec.structs.replace(each, replaces=-1) if each.replaces == number else each
+        for each in table
+    ]

@@ -6,73 +6,73 @@ loss the work goes on with what there is. A column is
     lost     its member failed, or is none any more: it is rebuilt onto another member
     stale    its member is back, and missed rows (schema.sql, `missed`): these are rebuilt in place
     leaving  its member is to go: it is copied, or rebuilt where it can't be read
+    wished   it shall lie on another member (`wish`): the same; this one is forgotten at the end
 
  1. A column's new place counts from the commit that says so on; until then nothing refers to it,
-    and what a crash leaves of it is swept (Space.sweep). Its old place is given back after that.
+    and what a crash leaves of it is swept (Space.sweep). Its old place is given back when that is
+    durable and nobody reads there any more.
  2. Rows written meanwhile are those that the column then lacks (`missed`), and come next: writers
-    never wait, and when a zone is full, or gets no rows for the time of one pass, it is whole.
- 3. Zones that nothing refers to aren't mended: they fall free. Of the others, rows without a live
-    cell may be left out.
+    never wait, and when a zone is full, or gets no rows for the time of one pass, it is whole. But
+    no column moves that has rows where it lies which it would lack then: zones of which one leaves
+    are the last that new rows go to.
+ 3. Zones that nothing refers to aren't mended: they fall free. Those of which most is dead are
+    emptied by the cleaner instead, where it can, which is less work than mending them and gives
+    room back; so all rows of a column that was mended hold what their checksums say, dead or not,
+    and nobody who reads them (check, scrub) has to know which of them live.
  4. Those with least redundancy come first.
  5. Where it goes: to who replaces the member; else to any member with room, of another failure
-    domain than the zone's others if that can be.
- 6. A row beyond redundancy is told, once, and left as it is: the rest of the zone is mended.
+    domain than the zone's others if that can be, and if the volume's setting allows (settings.py).
+ 6. A row beyond redundancy is told, and left as it is: the rest of the zone is mended.
  7. Who is offline is expected back: nothing of its columns is made anew elsewhere.
+ 8. A column counts as mended only if its member was never lost between the beginning and the
+    commit; and no column is given up for one that isn't there.
+ 9. While there is work, labels say `uneven`: columns may lack rows on members that are not lost.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
 import trio
 
-from .. import native
-from ..errors import MemberError, MemberFull, RaidfsError
-from ..raid.array import Array, ZoneMap, addresses_of
-from ..raid.rebuild import Cells, runs
+from ..errors import LossUnrecorded, OutOfSpace, RaidfsError
+from .mending import Mending, Task, Work
+from .mending import Why as Why
 from .pace import Pace
+from .settings import RebuildSettings, load_settings
+from .spares import Spares
+from .works import Works
 
 if TYPE_CHECKING:
     from ..raid.label import MemberEntry
-    from ..raid.member import Member
     from .space import Zone
     from .store import Store
 
 log = logging.getLogger("raidfs.mender")
 
-Bools = npt.NDArray[np.bool_]
-Why = Literal["lost", "stale", "leaving"]
-PIECE_BYTES = 4 << 20  # of each column, read and written at once
+Found = tuple["Zone", dict[int, Why]]
 LOOK_S = 5.0  # between looks, if nobody asks
 HELD_UP_S = 0.05
 PASSED_OVER_S = 30.0  # a zone that can't be mended now
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A column to be made anew on `member`; in place, if that is where it lies."""
-
-    column: int
-    why: Why
-    member: int
+EMPTY_S = 60.0  # for which the cleaner is left alone with one that it couldn't empty
+ZONES_PER_TURN = 256
 
 
 @dataclass(frozen=True, slots=True)
 class MenderStatistics:
-    """`left_bytes`: of columns that are to be made; `done_bytes`: since the work began. `stalled`:
-    why nothing goes on, or empty. `waiting`: columns of members that are offline."""
+    """`total_bytes`: of columns that were to be made when the work began; `left_bytes` of them are;
+    `done_bytes`: since the work began, also for what came on top. `stalled`: why nothing goes on,
+    or empty. `waiting`: columns of members that are offline."""
 
     working: bool
     zone: int
+    total_bytes: int
     left_bytes: int
     done_bytes: int
     rate_bytes_s: float
+    seconds_left: float | None
     columns_mended: int
     rows_unrecoverable: int
     waiting: int
@@ -80,102 +80,186 @@ class MenderStatistics:
     broken: str | None
 
 
-@dataclass(slots=True)
-class _Work:
-    """A zone that is being mended. `slots`: where each task's column is to lie."""
-
-    zone: Zone
-    map: ZoneMap  # as it was when the work began
-    fill: int
-    tasks: list[Task]
-    slots: dict[int, int] = field(default_factory=dict)
-    made: bool = False  # it is in the metadata
-
-
 class Mender:
     """Of one store. `run` is one of its tasks."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.settings: RebuildSettings = load_settings(store.meta)
         self.pace = Pace(store)
+        self.pace.limit_bytes_s = self.settings.limit_bytes_s
+        self.paused = self.settings.paused
+        self.mending = Mending(store, self.pace)
+        self.works = Works(store)
+        self.spares = Spares(store)
         self.broken: str | None = None
-        self.paused = False
+        self.wishes: dict[tuple[int, int], int] = {}  # zone and column -> member
         self._wanted = trio.Event()
+        self._again = True  # what there is to do may be something else by now
         self._passed: dict[int, float] = {}  # zones left alone, until then
+        self._emptied: dict[int, float] = {}  # those that the cleaner couldn't empty, until then
         self._working = False
-        self._zone = self._done_bytes = self._mended = self._unrecoverable = 0
+        self._mended = 0
         self._stalled = ""
-        self._held_up = False  # by rows that are being written
 
     # -- for others -------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Members or labels changed."""
         self._passed.clear()
+        self._stalled, self._again = "", True
         self._wanted.set()
 
+    async def set(
+        self,
+        *,
+        rebuild: Literal["auto", "spare", "manual"] | None = None,
+        paused: bool | None = None,
+        limit_bytes_s: int | None = None,
+    ) -> None:
+        """How it works from now on; durable on return."""
+        given = {"rebuild": rebuild, "paused": paused, "limit_bytes_s": limit_bytes_s}
+        values = {name: value for name, value in given.items() if value is not None}
+        self.settings = self.settings.changed(**values)
+        self.paused, self.pace.limit_bytes_s = self.settings.paused, self.settings.limit_bytes_s
+        if self.paused:
+            self.mending.stop()
+        self.wake()
+        settings = self.settings
+        await self.store.cut_with(lambda _: settings.save(self.store.meta))
+
+    def wish(self, zone: int, column: int, member: int) -> None:
+        """The column shall lie on that member. It is tried once; `wishes` has it until then."""
+        self.wishes[zone, column] = member
+        self._wanted.set()
+
+    @property
+    def working(self) -> bool:
+        """There is something to do, and it goes on."""
+        return self._working
+
+    def uses(self, member: int) -> bool:
+        """Something is being made there, or somebody may still read an old column there."""
+        return self.mending.uses(member)
+
+    async def stand_aside(self, member: int) -> None:
+        """Give up what is being made there. Whoever calls sees to it that nothing else is begun."""
+        while self.mending.uses(member):
+            if self.mending.makes(member):
+                self.mending.stop()
+            await trio.sleep(HELD_UP_S)
+            await self.mending.give_back()
+
     def statistics(self) -> MenderStatistics:
-        found = self.lacking()
-        size = self.store.cell_bytes
-        left = sum(zone.fill * size * len(why) for zone, why in found)
-        waiting = sum(self._waiting(zone) for zone in self._zones())
+        rate, left = self.pace.rate_bytes_s, self.works.left_bytes
         return MenderStatistics(
-            self._working, self._zone, left, self._done_bytes, self.pace.rate_bytes_s,
-            self._mended, self._unrecoverable, waiting, self._stalled if left else "", self.broken,
-        )  # fmt: skip
+            self._working,
+            self.mending.work.map.zone if self.mending.work is not None else 0,
+            self.works.total_bytes,
+            left,
+            self.mending.done_bytes,
+            rate,
+            left / rate if self._working and rate > 0 else None,
+            self._mended,
+            sum(self.mending.beyond.values()),
+            self._waiting(),
+            self._stalled if self.works.left_bytes or self._stalled else "",
+            self.broken,
+        )
 
-    def lacking(self) -> list[tuple[Zone, dict[int, Why]]]:
+    def lacking(self) -> list[Found]:
         """What there is to do: zones with the columns and why, in order (promise 4)."""
-        found = [(zone, why) for zone in self._zones() if (why := self._why(zone))]
-
-        def left(pair: tuple[Zone, dict[int, Why]]) -> tuple[int, int]:
-            gone = sum(why != "leaving" for why in pair[1].values())
-            return pair[0].map.code.m - gone, pair[0].map.zone
-
-        return sorted(found, key=left)
+        if self._quiet():
+            return []
+        entries = self._entries()
+        zones = self.store.space.zones.values()
+        return _ordered([(zone, why) for zone in zones if (why := self._why(zone, entries))])
 
     # -- what is to be done -----------------------------------------------------------------------
-
-    def _zones(self) -> list[Zone]:
-        return [zone for zone in self.store.space.zones.values() if zone.needed or zone.room_cells]
 
     def _entries(self) -> dict[int, MemberEntry]:
         return {entry.id: entry for entry in self.store.assembly.label.members}
 
-    def _why(self, zone: Zone) -> dict[int, Why]:
-        entries, found = self._entries(), dict[int, Why]()
+    def _quiet(self) -> bool:
+        """Nothing can be lacking, as far as members tell. Zones name members that are none any more
+        only if their lines went without their columns, which `_remove` refuses."""
+        states, entries = self.store.array.states, self.store.assembly.label.members
+        return (
+            not self.store.array.stale
+            and not self.wishes
+            and all(state.state == "online" for state in states.values())
+            and all(entry.role in ("data", "spare") for entry in entries)
+        )
+
+    def _why(self, zone: Zone, entries: dict[int, MemberEntry]) -> dict[int, Why]:
+        found = dict[int, Why]()
+        if not (zone.needed or zone.room_cells):
+            return found  # promise 3
+        array = self.store.array
         for column, (member, _) in enumerate(zone.map.columns):
             entry = entries.get(member)
             if entry is not None and entry.state == "offline":
                 continue  # promise 7
-            if self.store.array.present(zone.map, column) is None:
+            if array.present(zone.map, column) is None:
                 found[column] = "lost"
-            elif entry is not None and entry.role == "leaving":
+            elif entry is not None and entry.role in ("leaving", "evacuating"):
                 found[column] = "leaving"
             elif column in zone.missed:
                 found[column] = "stale"
+            elif self.wishes and (zone.map.zone, column) in self.wishes:
+                found[column] = "wished"
         return found
 
-    def _waiting(self, zone: Zone) -> int:
+    async def _survey(self) -> list[Found]:
+        """`lacking`, but others get the event loop."""
+        self._again = False
+        if self._quiet():
+            return []
+        entries, found = self._entries(), list[Found]()
+        for at, zone in enumerate(list(self.store.space.zones.values())):
+            if why := self._why(zone, entries):
+                found.append((zone, why))
+            if at % ZONES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return _ordered(found)
+
+    def _waiting(self) -> int:
         """Columns on members that are offline."""
-        of = (self._entries().get(member) for member, _ in zone.map.columns)
-        return sum(entry is not None and entry.state == "offline" for entry in of)
+        offline = {entry.id for entry in self._entries().values() if entry.state == "offline"}
+        if not offline:
+            return 0
+        zones = self.store.space.zones.values()
+        return sum(member in offline for zone in zones for member, _ in zone.map.columns)
+
+    def _heirs(self, member: int) -> list[int]:
+        """Who gets its columns, and if that one is lost, who gets those of that one."""
+        found, todo = list[int](), [member]
+        while todo:
+            old = todo.pop()
+            for entry in self._entries().values():
+                if entry.replaces == old and entry.id not in found:
+                    found.append(entry.id)
+                    todo.append(entry.id)
+        return found
 
     def _plan(self, zone: Zone, why: dict[int, Why]) -> list[Task]:
         """Where each column goes; those for which there is no place are left out (promise 5)."""
         allocation, tasks = self.store.space.allocation, list[Task]()
         have = {member for member, _ in zone.map.columns}
-        heirs: dict[int, list[int]] = {}
-        for entry in self._entries().values():
-            if entry.replaces >= 0:
-                heirs.setdefault(entry.replaces, []).append(entry.id)
         for column, reason in why.items():
             member = zone.map.columns[column][0]
             if reason == "stale":
-                tasks.append(Task(column, reason, member))
+                tasks.append(Task(column, reason, member, zone.missed[column]))
                 continue
-            places = allocation.for_column(have, have - {member}, heirs.get(member, ()))
-            if places:
+            key, heirs = (zone.map.zone, column), self._heirs(member)
+            wish = self.wishes[key] if reason == "wished" else None
+            wished = heirs if wish is None else [wish]
+            places = allocation.for_column(have, have - {member}, wished)
+            if reason == "lost" and not self.settings.spreads:
+                places = [place for place in places if place in heirs]
+            if wish is not None and places[:1] != [wish]:
+                del self.wishes[key]
+            elif places:
                 tasks.append(Task(column, reason, places[0]))
                 have.add(places[0])
         return tasks
@@ -184,220 +268,145 @@ class Mender:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            with trio.move_on_after(LOOK_S):
-                await self._wanted.wait()
-            self._wanted = trio.Event()
-            try:
-                await self._work()
-            except RaidfsError as error:  # the store failed, or the metadata is full
-                self._stalled = str(error)
-                log.warning("mending was given up for now: %s", error)
-            except Exception:
-                log.exception("the mender met an error of raidfs itself")
-                self.broken = "an error inside raidfs; its log tells more"
-            finally:
-                self._working, self._zone = False, 0
+        try:
+            while True:
+                self._wanted = trio.Event()
+                try:
+                    await self._look()
+                except LossUnrecorded:
+                    await self.store.losses.settle()
+                except RaidfsError as error:  # the store failed, or the metadata is full
+                    self._stalled = str(error)
+                    log.warning("mending was given up for now: %s", error)
+                except Exception:
+                    log.exception("the mender met an error of raidfs itself")
+                    self.broken = "an error inside raidfs; its log tells more"
+                finally:
+                    self._working = False
+                    self.mending.end()
+                with trio.move_on_after(LOOK_S):
+                    await self._wanted.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.mending.give_back()
 
     def _may(self) -> bool:
         store = self.store
         return not (self.broken or self.paused or store.failed or store.read_only)
 
-    async def _work(self) -> None:
+    async def _look(self) -> None:
+        """All that there is to do now."""
         while self._may():
-            now = trio.current_time()
-            self._passed = {zone: until for zone, until in self._passed.items() if until > now}
-            work = self._next()
-            if work is None and self._held_up:
-                await trio.sleep(HELD_UP_S)
+            await self.mending.give_back()
+            found = await self._survey()
+            self.works.look(found, self._cells_left)
+            if await self.spares.take(found, self.settings):
                 continue
-            if work is None:
-                if self._mended and not self.lacking():
-                    await self.store.membership.tidy()
-                return
+            if not found:
+                self._stalled, self._working = "", False
+                await self.store.membership.tidy()
+                if not self.mending.old and not self._again:
+                    return
+                await trio.sleep(HELD_UP_S)  # somebody reads where a column was
+                continue
             if not self._working:
-                self._working, self._done_bytes = True, 0
-                self.pace.begin()
-            self._zone = work.map.zone
-            if await self._mend(work):
-                self._mended += len(work.tasks)
-            else:
-                self._passed[work.map.zone] = trio.current_time() + PASSED_OVER_S
+                self._working = True
+                self.mending.begin()
+            outcome = await self._pass(found)
+            if outcome == "stalled":
+                self._working = False
+                self.works.stalled(self._stalled)
+                await self.store.membership.tidy()
+                return
+            if outcome == "held up":
+                await trio.sleep(HELD_UP_S)
 
-    def _next(self) -> _Work | None:
-        stalled, self._held_up = "", False
-        for zone, why in self.lacking():
-            if zone.map.zone in self._passed:
+    def _cells_left(self, zone: Zone, column: int, why: Why) -> int:
+        first = min(zone.missed.get(column, 0), zone.fill) if why == "stale" else 0
+        return zone.fill - first
+
+    async def _pass(self, found: list[Found]) -> Literal["mended", "held up", "stalled"]:
+        """Each zone once, as long as nothing else is to be done first."""
+        mended = held_up = False
+        self._stalled, stalled = "", ""
+        for zone, _ in found:
+            if self._again or not self._may():
+                return "mended"
+            number, now = zone.map.zone, trio.current_time()
+            if self.store.space.zones.get(number) is not zone or self._passed.get(number, 0) > now:
                 continue
-            if not self.store.space.readable(zone):
+            why = self._why(zone, self._entries())
+            if why and not self.store.space.readable(zone):
                 stalled = stalled or "some zones have lost more than their code survives"
+                continue
+            if not why:
                 continue
             tasks = self._plan(zone, why)
             if not tasks:
-                stalled = stalled or "no member that could take them has room: add one"
-                continue
-            self._stalled = ""
-            if not zone.placed:  # else rows of it are being written, which nobody knows yet
-                return _Work(zone, zone.map, zone.fill, tasks)
-            self._held_up = True
-        self._stalled = stalled
-        return None
+                stalled = stalled or self.settings.why_no_place
+            elif zone.placed:  # rows of it are being written, which nobody knows yet
+                held_up = True
+            elif await self._one(zone, why, tasks):
+                mended = True
+        if mended:
+            return "mended"
+        self._stalled = "" if held_up else stalled
+        return "held up" if held_up else "stalled"
 
-    # -- one zone ---------------------------------------------------------------------------------
-
-    async def _mend(self, work: _Work) -> bool:
+    async def _one(self, zone: Zone, why: dict[int, Why], tasks: list[Task]) -> bool:
         """False: not now."""
-        zone = work.zone
-        zone.pins += 1
+        number = zone.map.zone
+        if await self._emptied_instead(zone, why):
+            return True
+        if await self.store.membership.be_uneven():  # promise 9
+            return True  # that took a while: to be looked at again
+        work = Work(zone, zone.map, zone.fill, tasks, len(self.store.array.losses))
         try:
-            if not await self._make_places(work):
-                return False
-            await self._fill(work)
-            await self.store.cut_with(functools.partial(self._record, work))
-        except MemberError as error:
-            log.warning("zone %d can't be mended now: %s", work.map.zone, error)
+            await self.mending.mend(work)
         finally:
-            zone.pins -= 1
-            with trio.CancelScope(shield=True):
-                await self._clear(work)
-        return work.made
+            for task in tasks:
+                self.wishes.pop((number, task.column), None)
+        self._mended += len(work.made)
+        for task in work.made:
+            self.works.made(work.map.columns[task.column][0], task.why, work.fill - task.first)
+        if not work.made:
+            wait = PASSED_OVER_S if zone.fill == work.fill else LOOK_S
+            self._passed[number] = trio.current_time() + wait
+        return bool(work.made)
 
-    async def _make_places(self, work: _Work) -> bool:
-        """Slots and columns. False: there is no room."""
-        allocation, store = self.store.space.allocation, self.store
-        nbytes = work.map.rows * store.cell_bytes
-        for task in work.tasks:
-            in_place = task.why == "stale"
-            slot = work.map.columns[task.column][1] if in_place else None
-            if slot is None:
-                slot = allocation.slots[task.member].take()
-            work.slots[task.column] = slot
-            target = allocation.member(task.member)
-            try:
-                await store.offload(target.column_create, work.map.zone, task.column, slot, nbytes)
-            except MemberFull:
-                allocation.is_full(task.member)
-                return False
-            except MemberError as error:
-                await self._lost(task.member, error)
-                return False
-        return True
-
-    async def _fill(self, work: _Work) -> None:
-        """The columns' rows, in pieces, then their syncs. MemberError: of a target, which is lost
-        by it."""
-        zone, store = work.zone, self.store
-        rows_at_once = max(1, PIECE_BYTES // store.cell_bytes)
-        first = min(self._first_row(work, task) for task in work.tasks)
-        for row in range(first, work.fill, rows_at_once):
-            count = min(rows_at_once, work.fill - row)
-            crcs = store.meta.crcs(work.map.zone, row, count)
-            there = store.reader.present(zone, row, count)
-            await self._guarded(work, _piece, store.array, row, crcs, there)
-            nbytes = count * store.cell_bytes * len(work.tasks)
-            self._done_bytes += nbytes
-            await self.pace.turn(nbytes)
-        await self._guarded(work, _sync)
-
-    @staticmethod
-    def _first_row(work: _Work, task: Task) -> int:
-        return work.zone.missed.get(task.column, 0) if task.why == "stale" else 0
-
-    async def _guarded(self, work: _Work, action: Callable[..., int], *arguments: object) -> None:
-        """In a thread. A target that fails is lost."""
-        member = self.store.space.allocation.member
-        targets = [(each, member(each.member), work.slots[each.column]) for each in work.tasks]
+    async def _empty(self, zone: Zone) -> bool:
+        """What lives there takes less than a zone."""
+        space = self.store.space
+        space.reserve.owed = int(not space.reserve.room_cells)
         try:
-            bad: int = await self.store.offload(action, work.map, targets, *arguments)
-        except _TargetFailed as failed:
-            await self._lost(failed.member, failed.cause)
-            raise failed.cause from None
-        if bad:
-            self._unrecoverable += bad
-            log.error("zone %d: %d rows are beyond redundancy", work.map.zone, bad)
+            await space.grow(space.reserve.wanted)
+            return await self.store.cleaner.empty(zone, self.pace.turn, lambda: self._again)
+        except OutOfSpace:
+            return False
+        finally:
+            space.reserve.owed = 0
 
-    async def _lost(self, member: int, error: MemberError) -> None:
-        self.store.notices.loss(member, str(error))
-        await self.store.losses.settle()
-
-    def _record(self, work: _Work, epoch: int) -> None:
-        """In the transaction that makes an epoch durable: promise 1."""
-        space, zone = self.store.space, work.zone
-        if space.zones.get(work.map.zone) is not zone or zone.map is not work.map:
-            return
-        for task in work.tasks:
-            slot = work.slots[task.column]
-            space.move_column(zone, task.column, task.member, slot, work.fill)
-        work.made = True
-
-    async def _clear(self, work: _Work) -> None:
-        """The places that aren't used: the old ones, or, if it came to nothing, the new ones."""
-        space, number = self.store.space, work.map.zone
-        for task in work.tasks:
-            if task.why == "stale" or task.column not in work.slots:
-                continue
-            old, new = work.map.columns[task.column], (task.member, work.slots[task.column])
-            member, slot = old if work.made else new
-            state = self.store.array.states.get(member)
-            if state is not None and state.member is not None:
-                remove = functools.partial(state.member.column_remove, number, task.column, slot)
-                try:
-                    await self.store.offload(remove)
-                except MemberError as error:  # it is swept at the next mount
-                    log.info("an old column stays for now: %s", error)
-            space.allocation.give([(member, slot)])
+    async def _emptied_instead(self, zone: Zone, why: dict[int, Why]) -> bool:
+        """Promise 3. A zone less than half of which lives costs less to empty: each row mended is
+        k cells read and one written, each cell moved is one read and (k + m) / k written."""
+        space, number, now = self.store.space, zone.map.zone, trio.current_time()
+        if zone.room_cells or self._emptied.get(number, 0) > now or "wished" in why.values():
+            return False
+        cells = zone.map.rows * zone.map.code.k
+        if 2 * space.reserve.bound(zone) > cells or not space.reserve.gain(zone):
+            return False
+        if space.reserve.owed or await self._empty(zone):
+            return not space.reserve.owed
+        if not self._again:
+            self._emptied[number] = now + EMPTY_S
+        return False
 
 
-class _TargetFailed(Exception):
-    def __init__(self, member: int, cause: MemberError) -> None:
-        self.member, self.cause = member, cause
+def _ordered(found: list[Found]) -> list[Found]:
+    """By what may still be lost of each; wishes come last."""
 
+    def left(pair: Found) -> tuple[int, int]:
+        gone = sum(why in ("lost", "stale") for why in pair[1].values())
+        return pair[0].map.code.tolerance - gone, pair[0].map.zone
 
-def _piece(
-    zone: ZoneMap,
-    targets: list[tuple[Task, Member, int]],
-    array: Array,
-    row: int,
-    crcs: npt.NDArray[np.uint32],
-    there: Bools,
-) -> int:
-    """In a thread: rows of all columns wanted, from what is left of them, to their new places.
-    Returns how many rows could not be had."""
-    copied, wanted = dict[int, Cells](), np.zeros_like(there)
-    for task, _, _ in targets:
-        wanted[:, task.column] = there[:, task.column]
-        if task.why == "leaving":
-            cells = copied[task.column] = native.aligned((len(there), array.cell_bytes))
-            sums = np.ascontiguousarray(crcs[:, task.column])
-            wanted[:, task.column] &= ~array.read_run(zone, task.column, row, sums, cells)
-    content, good = dict[int, Cells](), np.ones(len(there), dtype=np.bool_)
-    if wanted.any():
-        content, good = array.rebuild_rows(zone, row, crcs, there, wanted)
-        good = good | ~wanted.any(axis=1)
-    for column, cells in copied.items():
-        bad = wanted[:, column]
-        if bad.any():
-            cells[bad] = content[column][bad]
-        content[column] = cells
-    for task, member, slot in targets:
-        column = task.column
-        if column not in content:
-            continue
-        cells = content[column]
-        for first, last in runs(there[:, column] & good):
-            offset = (row + first) * array.cell_bytes
-            addresses = addresses_of(cells[first:last])
-            try:
-                member.column_write(zone.zone, column, slot, offset, addresses, array.cell_bytes)
-            except MemberError as error:
-                raise _TargetFailed(task.member, error) from error
-    return int((~good).sum())
-
-
-def _sync(zone: ZoneMap, targets: list[tuple[Task, Member, int]]) -> int:
-    for task, member, slot in targets:
-        try:
-            member.column_sync(zone.zone, task.column, slot)
-        except MemberError as error:
-            raise _TargetFailed(task.member, error) from error
-    return 0
+    return sorted(found, key=left)

@@ -27,6 +27,7 @@ import apsw
 from raidfs.errors import FormatError, MemberError
 from raidfs.raid.label import Parameters
 from raidfs.raid.member import Member
+from raidfs.store import logs
 from raidfs.store.amend import Amend
 from raidfs.store.database import CACHE_BYTES, INF, needed
 from raidfs.store.inodes import Dirent, InodeRow, Version
@@ -128,7 +129,9 @@ class Meta(Amend):
             assert not mirror.db_bytes, "there is a database already"
             connection = connect(files, CACHE_BYTES, empty=True)
             try:
+                volume = logs.volume_mark(next(iter(members.values())).volume_id)
                 connection.execute("BEGIN IMMEDIATE")
+                connection.execute(f"PRAGMA application_id = {volume}")
                 connection.execute(
                     resources.files("raidfs.store").joinpath("schema.sql").read_text()
                 )

@@ -56,6 +56,7 @@ from raidfs.errors import (
 from raidfs.raid.crew import Crew
 from raidfs.raid.member import Member, MetaFile
 from raidfs.store import logs
+from raidfs.store.asking import Asking
 from raidfs.store.batches import (
     FRAME_BYTES,
     PAGE_BYTES,
@@ -97,6 +98,7 @@ class Mirror:
     ) -> None:
         assert members
         self.read_only = read_only
+        self.asking = Asking()
         self.failed: dict[int, str] = {}
         self.broken: str | None = None  # no member is left, or a loss could not be recorded
         self.db_bytes = 0
@@ -115,9 +117,7 @@ class Mirror:
         self._draining = threading.Lock()  # whoever writes to members
         self._crew = Crew(len(members), "metadata")
         self._unsynced = {MetaFile.DB: False, MetaFile.WAL: False}
-        self.rewritten: set[int] | None = (
-            None  # pages of the database, for who copies it (admit.py)
-        )
+        self.rewritten: set[int] | None = None  # pages of the database, for admit.py
         self._header_on_members = False  # of a log that was begun
         self._log_crcs = array("I")  # of the page in frame i + 1
         self._first_page: bytes | None = None  # from the log, in case no database copy has it whole
@@ -168,9 +168,9 @@ class Mirror:
         can't tell is passed over: whether it is lost, the next write to it says."""
         limits: list[int] = []
         unanswered: MemberError | None = None
-        for member in self._live.values():
+        for member_id, member in self._live.items():
             try:
-                limits.append(member.meta_limit(file))
+                limits.append(self.asking.limit(member_id, member, file))
             except MemberError as error:
                 unanswered = error
         if unanswered is not None and not limits:
@@ -437,6 +437,10 @@ class Mirror:
             self._sync(MetaFile.DB)
             yield
 
+    def undisturbed(self) -> contextlib.AbstractContextManager[object]:
+        """Inside, nothing is written to members but by `heal`. Blocks; any thread; for moments."""
+        return self._draining
+
     def join(self, member_id: int, member: Member) -> None:
         """While all is `still`: the member has all of it, and takes part from here on."""
         old = self._crew
@@ -520,6 +524,10 @@ class Mirror:
             raise FormatError("the metadata log is damaged on all members")
         return data
 
+    def is_logged(self, frame: int, page: bytes) -> bool:
+        """That is the page in frame `frame`, from 0, of the log."""
+        return frame < len(self._log_crcs) and native.crc32c(page) == self._log_crcs[frame]
+
     def _first_good(
         self,
         file: MetaFile,
@@ -534,23 +542,19 @@ class Mirror:
         found there.
         """
         bad: list[tuple[int, str]] = []
-        for member_id in readers:
-            member = self._live.get(member_id)
-            if member is None:
-                continue
-            try:
-                data = member.meta_read(file, offset, nbytes)
-            except MemberError as error:
-                bad.append((member_id, str(error)))
-                continue
-            if good(data):
+        for member_id, data in self.asking.each(readers, self._live, file, offset, nbytes):
+            if isinstance(data, MemberError):
+                bad.append((member_id, str(data)))
+            elif good(data):
                 for other, reason in bad:
-                    self._heal(other, file, offset, data, reason)
+                    self.heal(other, file, offset, data, reason)
                 return data
-            bad.append((member_id, "its checksum did not match"))
+            else:
+                bad.append((member_id, "its checksum did not match"))
         return None
 
-    def _heal(self, member_id: int, file: MetaFile, offset: int, data: bytes, reason: str) -> None:
+    def heal(self, member_id: int, file: MetaFile, offset: int, data: bytes, reason: str) -> None:
+        """That copy is bad; nobody else may be writing there."""
         text = f"metadata at byte {offset} of {file.value}: {reason}"
         member = self._live.get(member_id)
         if self.read_only or member is None:

@@ -84,6 +84,13 @@ class Mover:
         room, or the zones are not what they were. Raises Unrecoverable if a cell can't be read, and
         what `cut_with` raises."""
         assert self.unfinished is None
+        outlet.unrecorded = True
+        try:
+            return await self._move(source, cells, leaves, outlet)
+        finally:
+            outlet.unrecorded = False
+
+    async def _move(self, source: Zone, cells: Owned, leaves: list[Key], outlet: Zone) -> bool:
         found = await self._read(source, cells.cells)
         if found is None:
             return False
@@ -146,10 +153,14 @@ class Mover:
         rows = Rows(outlet, outlet.fill, -(-count // outlet.map.code.k), count)
         made = burst.Burst(rows, cells.inos, cells.indexes, addresses)
         (synced,) = burst.syncs([made])
-        written = await burst.write(store.array, made, store.cell_bytes, store.offload, synced)
-        await self._settle(written.failed)
-        if not written.synced:
-            await self._settle(await store.offload(burst.sync, store.array, [outlet]))
+        outlet.pins += 1  # its columns may be moved meanwhile: then what they had isn't given back
+        try:
+            written = await burst.write(store.array, made, store.cell_bytes, store.offload, synced)
+            await self._settle(written.failed)
+            if not written.synced:
+                await self._settle(await store.offload(burst.sync, store.array, [outlet]))
+        finally:
+            outlet.pins -= 1
         return written
 
     async def _settle(self, failed: set[int]) -> None:
@@ -199,7 +210,7 @@ class Mover:
         store, rows = self.store, move.rows
         number = rows.zone.map.zone
         store.meta.put_crcs(number, rows.row, move.written.crcs)
-        store.space.note_rows(rows.zone, rows.row, move.written.absent)
+        store.space.note_rows(rows.zone, rows.row, move.written.reach)
         store.feed.written(rows.zone, rows.row, move.written.crcs)
         runs = move.written.burst.owner_runs()
         store.meta.put_owner(number, rows.row, rows.rows, rows.pages, runs)

@@ -29,30 +29,33 @@ class Pace:
         self.limit_bytes_s = 0  # 0: none
         self.rate_bytes_s = 0.0  # lately
         self._begun = 0.0
+        self._since_bytes = 0  # made since then
         self._debt_s = 0.0  # by the limit, until it may go on
 
     def begin(self) -> None:
         """Work begins, after a time without."""
         self._begun, self._debt_s, self.rate_bytes_s = trio.current_time(), 0.0, 0.0
+        self._since_bytes = 0
 
     async def turn(self, nbytes: int) -> None:
         """So many bytes were made since the last turn."""
         await trio.lowlevel.checkpoint()
+        self._since_bytes += nbytes
         worked = trio.current_time() - self._begun
-        pause = 0.0
-        if worked > TURN_S:
-            busy = self.store.pages.open_files > 0 or self.store.users_busy()
-            pause = min(worked * (PAUSE_BUSY if busy else PAUSE_IDLE), PAUSE_S_MAX)
+        if worked <= TURN_S and not self.limit_bytes_s:
+            return
+        busy = self.store.pages.open_files > 0 or self.store.users_busy()
+        pause = min(worked * (PAUSE_BUSY if busy else PAUSE_IDLE), PAUSE_S_MAX)
         if self.limit_bytes_s:
-            self._debt_s = max(0.0, self._debt_s + nbytes / self.limit_bytes_s - worked)
+            due = self._since_bytes / self.limit_bytes_s
+            self._debt_s = max(0.0, self._debt_s + due - worked)
             pause = max(pause, self._debt_s)
         if pause:
             await trio.sleep(pause)
-        if worked > TURN_S or pause:
-            now = trio.current_time()
-            self._debt_s = max(0.0, self._debt_s - pause)
-            self._count(nbytes, now - self._begun)
-            self._begun = now
+        now = trio.current_time()
+        self._debt_s = max(0.0, self._debt_s - (now - self._begun - worked))
+        self._count(self._since_bytes, now - self._begun)
+        self._begun, self._since_bytes = now, 0
 
     def _count(self, nbytes: int, seconds: float) -> None:
         if seconds > 0:

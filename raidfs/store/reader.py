@@ -11,6 +11,7 @@ Promises (numbers of docs/ARCHITECTURE.md):
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -156,6 +157,7 @@ class Reader:
         try:
             if not await self.read_runs(runs, content):
                 return False
+            await self.store.feed.open_columns({run.zone.map.zone: run.zone for run in runs})
             self.store.feed.read((run.zone, run.column, run.row, run.count) for run in runs)
             return True
         finally:
@@ -186,10 +188,11 @@ class Reader:
             if not runs:
                 return True
         doubtful = await self.store.offload(_read_runs, self.store.array, runs, content)
-        for run, first, last in doubtful:
+        for run, first, last, late in doubtful:
             if run.zone.map.zone not in self.store.space.zones:
                 return False
-            rebuilt = await self.rebuild(run.zone, run.row + first, last - first, run.column)
+            row, count = run.row + first, last - first
+            rebuilt = await self.rebuild(run.zone, row, count, run.column, late=late)
             content[run.first + first : run.first + last] = rebuilt
         return True
 
@@ -199,16 +202,19 @@ class Reader:
         out = content[run.first : run.first + run.count]
         return self.store.array.read_cached(run.zone.map, run.column, run.row, run.crcs, out)
 
-    async def rebuild(self, zone: Zone, row: int, count: int, column: int) -> U8:
+    async def rebuild(
+        self, zone: Zone, row: int, count: int, column: int, *, late: bool = False
+    ) -> U8:
         """Cells of consecutive rows (count, cell_bytes) from the rest of their rows. The zone is
-        pinned by the caller. Raises Unrecoverable if one of them can't be had."""
+        pinned by the caller. `late`: they may be good, but their member takes its time. Raises
+        Unrecoverable if one of them can't be had."""
         crcs = self.store.meta.crcs(zone.map.zone, row, count)
         where = self.present(zone, row, count)
         wanted = np.zeros_like(where)
         wanted[:, column] = True
-        content, good = await self.store.offload(
-            self.store.array.rebuild_rows, zone.map, row, crcs, where, wanted
-        )
+        rows = (zone.map, row, crcs, where, wanted)
+        work = functools.partial(self.store.array.rebuild_rows, *rows, late=[column] * late)
+        content, good = await self.store.offload(work)
         if not good.all():
             raise Unrecoverable(
                 f"zone {zone.map.zone} row {row + int(np.argmin(good))} column {column} is lost or "
@@ -230,11 +236,12 @@ class Reader:
         return where
 
 
-def _read_runs(array: Array, runs: list[Run], content: U8) -> list[tuple[Run, int, int]]:
-    """In a thread: read each run; (run, first, last exclusive) of cells that must be rebuilt."""
+def _read_runs(array: Array, runs: list[Run], content: U8) -> list[tuple[Run, int, int, bool]]:
+    """In a thread: read each run; (run, first, last exclusive, their member was too slow) of cells
+    that must be rebuilt."""
     doubtful = []
     for run in runs:
         out = content[run.first : run.first + run.count]
-        good = array.read_run(run.zone.map, run.column, run.row, run.crcs, out)
-        doubtful += [(run, first, last) for first, last in ranges(~good)]
+        good, late = array.read_in_time(run.zone.map, run.column, run.row, run.crcs, out)
+        doubtful += [(run, first, last, late) for first, last in ranges(~good)]
     return doubtful

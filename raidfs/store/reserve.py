@@ -6,7 +6,8 @@ is the cells that can be written again afterwards.
 
  1. One zone is withheld from writers, and no more: the spare. When room becomes scarce, the first
     zone that can be allocated is the spare, before any writer's (`Space.grow`). So the zone that
-    was emptied with its help takes its place.
+    was emptied with its help takes its place. Where what lives in a zone takes more than the spare
+    at another code, so many zones more are withheld until it is empty (`owed`).
  2. What the outlet has room for is the writers', too, before one of them is told ENOSPC: as soon as
     there is a spare.
  3. A crash leaves as much as it takes to end what was under way. Then there may be no empty zone;
@@ -19,11 +20,13 @@ is the cells that can be written again afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .zones import Zone
 
 if TYPE_CHECKING:
+    from ..raid.code import Code
     from .space import Space
 
 SCARCE_ZONES = 3  # so few that can still be allocated: now the spare is taken
@@ -37,6 +40,7 @@ class Reserve:
         self.space = space
         self.spare: Zone | None = None
         self.outlet: Zone | None = None
+        self.owed = 0  # zones that emptying one, which is under way, still takes
 
     def load(self) -> None:
         """At a mount: promise 3. Nothing has been granted yet."""
@@ -53,12 +57,19 @@ class Reserve:
 
     def wanted(self) -> bool:
         """The next zone shall be the spare."""
-        return self.spare is None and self.space.zones_possible() <= SCARCE_ZONES
+        if self.spare is not None:
+            return False
+        return self.owed > 0 or self.space.zones_possible() <= SCARCE_ZONES
+
+    def spares_a_zone(self) -> bool:
+        """A writer may have one more."""
+        return not self.owed or self.space.zones_possible() > self.owed
 
     def keep(self, zone: Zone) -> None:
         """An empty zone becomes the spare."""
         assert self.spare is None and not zone.fill and not zone.live
         self.spare = zone
+        self.owed = max(0, self.owed - 1)
         self._withhold(zone)
 
     def _withhold(self, zone: Zone) -> None:
@@ -68,7 +79,7 @@ class Reserve:
     @property
     def withheld_cells(self) -> int:
         """Of room that isn't allocated, what a spare will take of it first."""
-        return self.space.rows_per_zone * self.space.code.k if self.spare is None else 0
+        return self.space.zone_cells * (self.owed or int(self.spare is None))
 
     @property
     def room_cells(self) -> int:
@@ -88,6 +99,17 @@ class Reserve:
         if not zone.room_cells:
             self.outlet = None
             self.space.release(zone)
+
+    def renew(self, unwanted: Callable[[Code], bool]) -> bool:
+        """A spare and an outlet of an unwanted code are given back: cells are to go to others.
+        Returns whether there were any."""
+        found = False
+        if self.spare is not None and unwanted(self.spare.map.code):
+            self.space.discard(self.spare)
+            self.spare, found = None, True
+        if self.outlet is not None and unwanted(self.outlet.map.code):
+            found = self.hand_over(without_spare=True)
+        return found
 
     def hand_over(self, *, without_spare: bool = False) -> bool:
         """Give the outlet's room to the writers (promise 2). False: there is none to give."""
@@ -119,8 +141,17 @@ class Reserve:
         if zone.kept or zone.room_cells or zone.holds or zone.placed or not zone.live:
             return 0
         k = self.space.code.k
-        gained = zone.map.rows * zone.map.code.k - -(-self.bound(zone) // k) * k
+        gained = self.worth(zone) - -(-self.bound(zone) // k) * k
         return gained if gained >= self.gain_least(zone) else 0
+
+    def worth(self, zone: Zone) -> int:
+        """Cells that new zones have in the place of this one, at least as far as is known: of
+        another code they may have fewer."""
+        code, new = zone.map.code, self.space.code
+        cells = zone.map.rows * code.k
+        if code == new or self.space.allocation.fits(code):
+            return cells
+        return min(cells, zone.map.rows * code.width * new.k // new.width)
 
     @staticmethod
     def gain_least(zone: Zone) -> int:

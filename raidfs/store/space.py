@@ -11,7 +11,9 @@ Promises (numbers of docs/ARCHITECTURE.md):
 10. A full volume says ENOSPC when the write arrives: credits are granted only against zones that
     are allocated and preallocated on their members. Room never falls below credits, because a
     flush of P pages uses at most P + k - 1 cells, and as many flushes as may still come are counted
-    (`rounding_cells`).
+    (`rounding_cells`). Open zones may have different codes: what was promised while some had
+    narrow rows holds when one with wide rows comes (zones.py, `rounding_of`), and one is closed
+    only when the others' room stands for all promises (`close`).
 
 A cell may have several references, by versions of a leaf that snapshots keep and by leaves that
 share it, and each counts as live: `live` of a zone may be more than its cells. A reference that was
@@ -35,7 +37,7 @@ import trio
 
 from ..errors import MemberError, MemberFull, OutOfSpace
 from ..leaves import ZONE_SHIFT
-from ..raid.array import Array, ZoneMap
+from ..raid.array import Array, Reach, ZoneMap
 from ..raid.code import Code, parse_code
 from ..raid.label import MemberEntry, Parameters
 from ..raid.member import Member
@@ -43,17 +45,16 @@ from ..raid.placement import usable_zones
 from .allocation import Allocation
 from .meta import Meta
 from .reserve import Reserve
+from .zones import SLACK_ROWS as SLACK_ROWS
 from .zones import Rows as Rows
 from .zones import Usage as Usage
 from .zones import Zone as Zone
+from .zones import rounding_of
 
 Offload = Callable[..., Awaitable[Any]]
 Addresses = npt.NDArray[np.uint64]
 
-SLACK_ROWS = 32  # room that only the privileged get: for truncates on a full volume
-METADATA_KEPT_BYTES = 16 << 20  # of a directory's filesystem, which others may fill as well
 FEW = 16  # cells that a loop is through with before numpy has begun
-FULL_S = 10.0  # a member that had no room for a column is asked again after so long
 
 
 class Space:
@@ -89,7 +90,7 @@ class Space:
         self.wanted = trio.Event()  # a zone should be allocated ahead
         self.allocation = Allocation(meta, array, parameters, slots)
         self.allocation.retable(entries, parameters)
-        self._allocating = trio.Lock()
+        self.allocating = trio.Lock()  # held while a zone is made or erased
         self.on_failed: Callable[[int, str], None] = lambda member, reason: None
         self.on_gone: Callable[[int], None] = lambda zone: None  # it went into limbo
         self._idle: set[int] = set()  # zones without live cells that are full, or damaged
@@ -123,8 +124,18 @@ class Space:
         return self.allocation.code
 
     @property
+    def zone_cells(self) -> int:
+        """Of a new zone."""
+        return self.rows_per_zone * self.code.k
+
+    @property
     def room_cells(self) -> int:
         return sum(zone.room_cells for zone in self.open)
+
+    @property
+    def dirty_cells(self) -> int:
+        """In memory, and not yet given a row."""
+        return self._claims()[0] - self.placed
 
     @property
     def credits(self) -> int:
@@ -133,26 +144,30 @@ class Space:
         return self.reserved + sum(self._claims()) - self.placed
 
     @property
-    def _k_max(self) -> int:
-        return max((zone.map.code.k for zone in self.open), default=self.code.k)
+    def _flushes(self) -> int:
+        """That are to come: those of sealed epochs, that of the open one, and one for each writer,
+        who may be last to dirty an epoch."""
+        return self.writers + 1 + self.sealed_epochs
 
     @property
     def rounding_cells(self) -> int:
-        """Cells that the flushes to come may leave unused, less than a row each: those of sealed
-        epochs, that of the open one, and one for each writer, who may be last to dirty an epoch."""
-        return (self.writers + 1 + self.sealed_epochs) * (self._k_max - 1)
+        """Cells that the flushes to come may leave unused, less than a row each."""
+        return rounding_of(self.open, self._flushes, self.code.k)
 
-    def _grantable(self, privileged: bool) -> int:
+    def _grantable(self, privileged: bool, without: Zone | None = None) -> int:
         """To one more writer: what is left of the room when `rounding_cells`, as they are with it,
-        and unless it is privileged the slack, are kept."""
+        and unless it is privileged the slack, are kept. `without`: as if that zone weren't open."""
+        zones = self.open
+        if without is not None:
+            zones = [zone for zone in zones if zone is not without]
         room_cells, k_max = 0, 0
-        for zone in self.open:
+        for zone in zones:
             k = zone.map.code.k
             room_cells += (zone.map.rows - zone.fill) * k
             k_max = k if k > k_max else k_max
-        k_max = k_max or self.code.k
-        flushes = self.writers + 2 + self.sealed_epochs
-        kept = flushes * (k_max - 1) + (0 if privileged else SLACK_ROWS * k_max)
+        kept = rounding_of(zones, self._flushes + 1, self.code.k)
+        if not privileged:
+            kept += SLACK_ROWS * (k_max or self.code.k)
         return room_cells - self.credits - kept
 
     def grantable(self) -> int:
@@ -168,7 +183,7 @@ class Space:
     def allows_cut(self) -> bool:
         """One more epoch may be sealed now although others wait for their flush: with the promises
         granted in advance taken back, room stands for what all those flushes may leave unused."""
-        kept = self.rounding_cells + self._k_max - 1
+        kept = rounding_of(self.open, self._flushes + 1, self.code.k)
         return self.room_cells - self.credits + self._claims()[1] >= kept
 
     def wants_zone(self) -> bool:
@@ -205,7 +220,7 @@ class Space:
         return all([online(there, column) is not None for column in range(there.code.width)])
 
     def online(self, member: int) -> bool:
-        return self.array.states[member].state == "online"
+        return self.allocation.online(member)
 
     def readable(self, zone: Zone, without: int = -1) -> bool:
         """Its code survives the members lost, and this one."""
@@ -217,8 +232,16 @@ class Space:
         return not lost or zone.map.code.survives(lost)
 
     def _sort_open(self) -> None:
-        """Whole zones first, then the oldest: what is written next goes to open[0]."""
-        self.open.sort(key=lambda zone: (not self.healthy(zone), zone.map.zone))
+        """What is written next goes to open[0]: whole zones first, of these such that no column is
+        to go elsewhere, and of the wanted code, of these the oldest."""
+        closed, code = self.allocation.closed_to, self.code
+
+        def worth(zone: Zone) -> tuple[bool, bool, int]:
+            goes = bool(closed) and any(member in closed for member, _ in zone.map.columns)
+            goes = goes or zone.map.code != code
+            return not self.healthy(zone), goes, zone.map.zone
+
+        self.open.sort(key=worth)
 
     def after_loss(self) -> None:
         """A member went offline: a zone beyond reading takes nothing more."""
@@ -227,10 +250,33 @@ class Space:
         self._sort_open()
         self.find_idle()
 
+    def after_retable(self) -> None:
+        """Labels say something else of members."""
+        self._sort_open()
+
+    def after_return(self) -> None:
+        """A member is online again: zones that nobody could write to take rows again."""
+        known = set(map(id, self.open))
+        self.open += [
+            zone
+            for zone in self.zones.values()
+            if zone.room_cells and not zone.kept and id(zone) not in known and self.readable(zone)
+        ]
+        self._sort_open()
+
     def find_idle(self) -> None:
         """Zones that nobody needs, and that could go."""
         empty = (zone for zone in self.zones.values() if zone.live == 0)
         self._idle = {z.map.zone for z in empty if not z.room_cells or not self.healthy(z)}
+
+    def survive(self, lost: set[int]) -> bool:
+        """All that lies in zones can be read without these members. From any thread."""
+        for zone in list(self.zones.values()):
+            columns = enumerate(zone.map.columns)
+            gone = frozenset(c for c, (m, _) in columns if m in lost or c in zone.missed)
+            if zone.needed and gone and not zone.map.code.survives(gone):
+                return False
+        return True
 
     def affordable(self, member: int) -> bool:
         """Without it, all that lies in zones can be read, and what was promised room has it."""
@@ -238,10 +284,10 @@ class Space:
         full = (zone for zone in self.zones.values() if zone.needed)
         return room >= self.credits and all(self.readable(zone, member) for zone in full)
 
-    def note_rows(self, zone: Zone, row: int, absent: tuple[int, ...]) -> None:
-        """Rows from there on were written, but not to the columns `absent`, nor to those of members
-        that were lost by it. In the transaction that records the rows."""
-        for column in {*absent, *self.array.absent(zone.map)}:
+    def note_rows(self, zone: Zone, row: int, reach: Reach) -> None:
+        """Rows from there on were written, when `reach` had been asked for. In the transaction that
+        records the rows."""
+        for column in self.array.missed(reach, zone.map):
             if column not in zone.missed:
                 zone.missed[column] = row
                 self.array.stale.add((zone.map.zone, column))
@@ -254,6 +300,12 @@ class Space:
                 zone.missed[column] = 0
                 self.array.stale.add((zone.map.zone, column))
                 self.meta.set_missed(zone.map.zone, column, 0)
+
+    def rows_had(self, zone: Zone, column: int) -> int:
+        """How many rows of the column can be read where it lies now."""
+        if self.array.present(zone.map, column) is None:
+            return 0
+        return min(zone.missed.get(column, zone.fill), zone.fill)
 
     def move_column(self, zone: Zone, column: int, member: int, slot: int, rows: int) -> None:
         """It lies there now, with rows below `rows`: in the transaction that says so. When that is
@@ -294,9 +346,11 @@ class Space:
         """Allocate one more zone; False when no set of members has room for one. `whole`: only one
         without missing columns will do. OutOfSpace when the metadata has no room for it. Where room
         is scarce, the cleaner's spare comes first."""
-        async with self._allocating:
+        async with self.allocating:
             while still_wanted():
                 keep = self.reserve.wanted()
+                if not keep and not self.reserve.spares_a_zone():
+                    return False
                 choice = self.allocation.choose(whole)
                 if choice is None:
                     return False
@@ -305,10 +359,10 @@ class Space:
                 number = self.meta.next_zone
                 columns = tuple(zip(members, slots, strict=True))
                 new = ZoneMap(number, code, self.rows_per_zone, columns)
-                absent = self.array.absent(new)
+                reach = self.array.reach(new)
                 errors = await self.offload(self.array.create_zone, new)
                 if not errors:
-                    zone = await self._admit(new, absent)
+                    zone = await self._admit(new, reach)
                     if keep:
                         self.reserve.keep(zone)
                         continue
@@ -320,8 +374,8 @@ class Space:
                 self.allocation.give(new.columns)
             return True
 
-    async def _admit(self, new: ZoneMap, absent: tuple[int, ...]) -> Zone:
-        missed = dict.fromkeys({*absent, *self.array.absent(new)}, 0)
+    async def _admit(self, new: ZoneMap, reach: Reach) -> Zone:
+        missed = dict.fromkeys(self.array.missed(reach, new), 0)
         try:
             with self.meta.atomic():
                 self.meta.insert_zone(new.zone, new.code.text, new.rows, new.columns)
@@ -347,6 +401,38 @@ class Space:
             self._sort_open()
         if zone.live == 0:
             self._idle.add(zone.map.zone)
+
+    async def close(self, zone: Zone) -> bool:
+        """Nothing more is written to the zone: it is to be emptied. False: what was promised needs
+        its room, as no other can be had."""
+        if zone in self.open:
+
+            def lacking() -> bool:
+                return zone in self.open and self._grantable(False, zone) < 0
+
+            while lacking() and await self.grow(lacking):
+                pass
+            if zone not in self.open:
+                return zone.closed
+            if self._grantable(False, zone) < 0:
+                return False
+            self.open.remove(zone)
+        self.discard(zone)
+        return True
+
+    def discard(self, zone: Zone) -> None:
+        """Of a zone that isn't open: its room is nobody's any more, and if it holds nothing it goes
+        with the next cut."""
+        assert zone not in self.open
+        zone.closed, zone.kept = True, False
+        if zone.live == 0:
+            self._idle.add(zone.map.zone)
+
+    @property
+    def losses_survived(self) -> int:
+        """Members that may be lost, whichever they are, while none is: of all that is stored."""
+        zones = (zone.map.code.tolerance for zone in self.zones.values() if zone.needed)
+        return min(zones, default=self.code.tolerance)
 
     # -- rows for a flush -----------------------------------------------------------------------
 
@@ -447,7 +533,7 @@ class Space:
     async def erase(self, zones: list[Zone]) -> None:
         """Remove the columns and give the slots back. Whoever calls `grow` from now on waits until
         that is done. Zones that were erased meanwhile, or are being read, are left out."""
-        async with self._allocating:
+        async with self.allocating:
             zones = [z for z in zones if z.map.zone in self.limbo and not z.pins]
             if not zones:
                 return

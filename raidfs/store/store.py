@@ -31,7 +31,6 @@ import trio
 from ..errors import LossUnrecorded, OutOfSpace, RaidfsError, ReadOnly
 from ..lane import Gate
 from ..pages import Pages, Sealed
-from ..raid.array import Array
 from ..raid.assembly import Assembly
 from .cleaner import Cleaner
 from .dirty import DirtyRoom
@@ -50,6 +49,9 @@ from .mirror import Mirror
 from .notices import Notices
 from .offload import in_thread as in_thread
 from .reader import Reader
+from .reshape import Reshape
+from .scrub import Scrub
+from .slow import SlowMembers, array_of, end_engine, patience_for
 from .snapshots import Snapshots
 from .space import Offload, Space
 from .sweep import Sweeper
@@ -110,15 +112,14 @@ class Store:
         self.pages = Pages(self.cell_bytes, generation=self.epoch)
         states = member_states(assembly, meta)
         self.engine = engine = engine_for(assembly)
-        self.array = Array(
-            states, self.cell_bytes, notices.event, heal=not read_only, engine=engine
-        )
+        self.array = array_of(states, self.cell_bytes, notices, mirror, read_only, engine)
         slots = {entry.id: entry.slots for entry in assembly.label.members}
         entries = assembly.label.members
         self.space = Space(
             meta, self.array, self.parameters, slots, offload, self.pages.claims, entries=entries
         )
         self.space.on_failed = notices.loss
+        assembly.zones_survive = self.space.survive
         self.reader = Reader(self)
         self.layout = Layout(self)
         self.feed = Feed(self)
@@ -126,8 +127,7 @@ class Store:
         self.space.on_gone = self.feed.forget
         self.dirty_cells_max = self._dirty_cells_max(dirty_bytes_max)
         self.dirty_room = DirtyRoom(self)
-        self.losses = Losses(self)
-        self.flushes = Durations()
+        self.losses, self.flushes = Losses(self), Durations()
         self.events = Events(meta, notices, clock, keeps=self._keeps, states=states)
         self.on_cut: Callable[[Sealed], None] = lambda sealed: None
         self.on_cells: Callable[[dict[int, int]], None] = lambda changes: None
@@ -138,11 +138,12 @@ class Store:
         self.group_snapshots = GroupSnapshots(self)
         self.sweeper = Sweeper(self)
         self.cleaner = Cleaner(self)
-        self.users_busy: Callable[[], bool] = lambda: (
-            False
-        )  # they read; writes are seen by themselves
+        self.users_busy: Callable[[], bool] = self.feed.busy  # writes are seen by themselves
         self.mender = Mender(self)
         self.membership = Membership(self)
+        self.reshape = Reshape(self)
+        self.scrub = Scrub(self)
+        self.slow = SlowMembers(self)
         self._sealed: list[Sealed] = []
         self._changed, self._changes = False, 0
         self._wanted = trio.Event()
@@ -165,11 +166,13 @@ class Store:
         dirty_bytes_max: int = DIRTY_BYTES_MAX,
         interval_s: float = CUT_INTERVAL_S,
         gate: Gate | None = None,
+        slow_read_ms: int | None = None,
     ) -> Store:
         """Open what `assembly` found: recover the metadata, sweep what a crash left behind.
 
         NotEnoughMembers when a doubtful assembly's zones can't all be read; FormatError when the
-        metadata is damaged on every member. The assembly is closed if this fails.
+        metadata is damaged on every member. The assembly is closed if this fails. `slow_read_ms`:
+        see patience_for.
         """
         try:
             if assembly.doubtful:
@@ -191,23 +194,17 @@ class Store:
                 on_failed=record,
             )
             try:
+                mirror.asking.patience = patience_for(slow_read_ms, assembly)
                 meta = Meta(mirror)
             except BaseException:
                 mirror.close()
                 raise
             mirror.on_failed = notices.loss
             store = cls(
-                assembly,
-                mirror,
-                meta,
-                notices,
-                read_only=read_only,
-                clock=clock,
-                offload=offload,
-                dirty_bytes_max=dirty_bytes_max,
-                interval_s=interval_s,
-                gate=gate,
-            )
+                assembly, mirror, meta, notices,
+                read_only=read_only, clock=clock, offload=offload,
+                dirty_bytes_max=dirty_bytes_max, interval_s=interval_s, gate=gate,
+            )  # fmt: skip
             if not read_only:
                 await store.losses.settle()
                 await offload(store.space.sweep)
@@ -417,8 +414,11 @@ class Store:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self.sweeper.run)
                 nursery.start_soon(self.cleaner.run)
+                nursery.start_soon(self.scrub.run)
+                nursery.start_soon(self.slow.run)
                 if not self.read_only:
                     nursery.start_soon(self.mender.run)
+                    nursery.start_soon(self.reshape.run)
                 while not self._stopping:
                     await self._wanted.wait()
                     self._wanted = trio.Event()
@@ -563,8 +563,7 @@ class Store:
             await self._close_meta()
         finally:
             self.array.close()
-            if self.engine is not None:
-                self.engine.close()
+            end_engine(self.engine, self.columns)
             self.feed.close()
             self.mirror.close()
             self.assembly.close()

@@ -80,6 +80,7 @@ ZONE_DELETE = (
 WIDTH_OF = 'SELECT "column" + 1 FROM "column" WHERE zone = ? ORDER BY "column" DESC LIMIT 1'
 CODE_OF = "SELECT code FROM zone WHERE zone = ?"
 ROWS_OF = "SELECT rows FROM zone WHERE zone = ?"
+FILL_OF = "SELECT fill FROM zone WHERE zone = ?"
 
 CHECKSUM_GET = "SELECT crcs FROM checksum WHERE zone = ? AND slab = ?"
 CHECKSUM_INSERT = "INSERT INTO checksum (zone, slab, crcs) VALUES (?, ?, ?)"
@@ -311,6 +312,11 @@ class Tables(Database):
         row = self._row(CODE_OF, (zone,))
         assert row is not None, f"no zone {zone}"
         return str(row[0])
+
+    def fill_of(self, zone: int) -> int:
+        """Rows of which checksums and owners are recorded."""
+        row = self._row(FILL_OF, (zone,))
+        return int(row[0]) if row is not None else 0
 
     def _width(self, zone: int) -> int:
         width = self._widths.get(zone)
