@@ -158,6 +158,30 @@ async def test_a_member_leaves(tmp_path, level):
         await all_right(volume, [b"x", b"y"])
 
 
+@pytest.mark.trio
+async def test_who_is_replaced_has_an_heir_as_long_as_it_is_a_member(tmp_path, monkeypatch):
+    """Else it would be told as one that is emptied, in its last moment."""
+    paths = make_members(tmp_path / "v", 3)
+    async with mounted(paths) as volume:
+        store, told = volume.store, []
+        retable = store.assembly.retable
+
+        def told_of(*arguments, **options):
+            left = retable(*arguments, **options)
+            told.append({e.id: e for e in store.assembly.label.members})
+            return left
+
+        monkeypatch.setattr(store.assembly, "retable", told_of)
+        await write(volume, b"x")
+        number = await add(store, fresh(tmp_path, "new"), replaces=[0])
+        await store.membership.change(0, role="leaving")
+        await mended(store)
+        going = [table for table in told if 0 in table and table[0].role == "leaving"]
+        assert going
+        assert all(table[number].replaces == 0 for table in going)
+        assert {e.id: e.replaces for e in store.assembly.label.members}[number] == -1
+
+
 # -- spares, settings, events ----------------------------------------------------------------------
 
 

@@ -272,12 +272,13 @@ class Assembly:
             return before - set(self.members)
 
     def withdraw(self, member_id: int) -> set[int]:
-        """The line goes; if the member is there, its label goes as well, and it is closed. Returns
-        members that left by it."""
+        """The line goes, and with it, in the same generation, that others replace it; if the member
+        is there, its label goes as well, and it is closed. Returns members that left by it."""
         with self._lock:
             member = self.members.pop(member_id, None)
             self.lost.pop(member_id, None)
-            left = self.retable([each for each in self.label.members if each.id != member_id])
+            rest = [each for each in self.label.members if each.id != member_id]
+            left = self.retable(without_heirs(rest, member_id))
             if member is not None:
                 with contextlib.suppress(MemberError):  # nobody knows it any more in any case
                     for copy in range(LABEL_COPIES):
@@ -375,6 +376,14 @@ class Assembly:
                 self.members.pop(member_id).close()
                 self.lost[member_id] = reason
             table = [self._updated(entry) for entry in table]
+
+
+def without_heirs(table: list[MemberEntry], member_id: int) -> list[MemberEntry]:
+    """Nobody replaces that member."""
+    return [
+        msgspec.structs.replace(each, replaces=-1) if each.replaces == member_id else each
+        for each in table
+    ]
 
 
 def _write_copies(members: dict[int, Member], label: Label) -> dict[int, str]:

@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from ..errors import LossUnrecorded, MemberError, OutOfSpace, RaidfsError, UsageError
-from ..raid.assembly import JOINING
+from ..raid.assembly import JOINING, without_heirs
 from ..raid.label import MemberEntry, Parameters
 from .admit import admit
 from .meta import Meta
@@ -198,7 +198,7 @@ class Membership:
                 await self._distrust(number)
             await store.offload(store.space.sweep_member, number, member)
             await self._join(entry, member, progress)
-            table = _without_heirs(store.assembly.label.members, number)
+            table = without_heirs(store.assembly.label.members, number)
             if table != store.assembly.label.members:  # nobody need replace it any more
                 await self._labels(store.assembly.retable, table)
             await store.cut_with(lambda _: store.losses.back(number))
@@ -343,9 +343,6 @@ class Membership:
             return False
         store.mirror.leave(number)
         try:
-            table = _without_heirs(self._table(), number)
-            if table != self._table():
-                await self._labels(store.assembly.retable, table)
             await self._labels(store.assembly.withdraw, number)
         except RaidfsError as error:
             store.fail(f"that member {number} is none can't be recorded: {error}")
@@ -383,12 +380,4 @@ class Membership:
 def _with(table: list[MemberEntry], number: int, *, role: Literal["leaving"]) -> list[MemberEntry]:
     return [
         msgspec.structs.replace(each, role=role) if each.id == number else each for each in table
-    ]
-
-
-def _without_heirs(table: list[MemberEntry], number: int) -> list[MemberEntry]:
-    """Nobody replaces that member."""
-    return [
-        msgspec.structs.replace(each, replaces=-1) if each.replaces == number else each
-        for each in table
     ]
