@@ -158,3 +158,18 @@ async def test_two_names_of_one_file_and_removed_directories(tmp_path):
         assert caught.value.errno == errno.ENOENT
         assert volume.getattr(gone).nlink == 0
         assert [entry.name for entry in volume.readdir(gone, 0, 10)] == [b".", b".."]
+
+
+@pytest.mark.trio
+async def test_into_a_removed_directory_whose_own_is_gone(tmp_path):
+    async with mounted(make_members(tmp_path)) as volume:
+        make(volume, 1, b"moved", "full")
+        outer = volume.mkdir(1, b"outer", 0o755, ROOT).ino
+        inner = volume.mkdir(outer, b"inner", 0o755, ROOT).ino
+        volume.rmdir(outer, b"inner")
+        volume.rmdir(1, b"outer")
+        forget_all(volume, outer)
+        for flags in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            with pytest.raises(FsError) as caught:
+                volume.rename(1, b"moved", inner, b"x", flags)
+            assert caught.value.errno == errno.ENOENT

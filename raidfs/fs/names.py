@@ -410,6 +410,8 @@ class Names:
             raise FsError(errno.EEXIST)
         if flags == RENAME_EXCHANGE and new.inode is None:
             raise FsError(errno.ENOENT)
+        if new.directory.row.nlink == 0:  # and those that held it may be gone as well
+            raise FsError(errno.ENOENT, "the directory was removed")
         if old.inode.is_directory and self._within(new.directory, old.inode):
             raise FsError(errno.EINVAL, "a directory can't move into itself")
         if flags == RENAME_EXCHANGE:
@@ -434,8 +436,6 @@ class Names:
         """Whether what stands at `new` may give way to what stands at `old`."""
         assert old.inode is not None
         if new.inode is None:
-            if new.directory.row.nlink == 0:
-                raise FsError(errno.ENOENT, "the directory was removed")
             return
         if new.inode.is_directory and self._within(old.directory, new.inode):
             raise FsError(errno.ENOTEMPTY)
