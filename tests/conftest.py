@@ -12,9 +12,10 @@ from mounting import Workshop
 
 
 @pytest.fixture
-def workshop(tmp_path):
+def workshop(tmp_path, request):
     """A place for volumes that may be mounted; everything is taken away at the end."""
     with Workshop(tmp_path) as shop:
+        shop.forks = request.node.get_closest_marker("processes") is None
         yield shop
 
 

@@ -1,7 +1,7 @@
 """Commands in forks of one process that has loaded all of them: what a command does is the same,
 but the half second is saved that Python takes to load. Many tests start daemons again and again.
 
-    shop.run = Forked(shop).run
+Workshop.run (mounting.py) goes this way, unless the test is marked `processes`.
 
 The process ends with the one that has started it.
 """
@@ -18,50 +18,40 @@ import tempfile
 from importlib import import_module, reload
 from pathlib import Path
 
-import mounting
-
 COMMANDS = {"raidfs": "raidfs.cli.mount", "raidfs-ctl": "raidfs.cli.main"}
 MESSAGE_BYTES = 200_000
 
 
-class Forked:
-    """For one workshop. The process is shared by all of this one."""
+_control: list[socket.socket] = []  # the socket to the process, once it was started
 
-    _control = None
 
-    def __init__(self, shop):
-        self.shop = shop
-        if Forked._control is None:
-            Forked._control = _start()
+def can(words, options):
+    """Whether `done` runs such a command."""
+    return Path(words[0]).name in COMMANDS and options.keys() <= {"expect", "timeout_s"}
 
-    def run(self, *command, **options):
-        """As Workshop.run."""
-        words = [str(word) for word in command]
-        if Path(words[0]).name not in COMMANDS or not options.keys() <= {"expect", "timeout_s"}:
-            return mounting.run(*command, env=self.shop.env, **options)
-        timeout_s = options.get("timeout_s", mounting.COMMAND_TIMEOUT_S)
-        done = self._done(words, timeout_s)
-        mounting.judge(done, options.get("expect", 0))
-        return done
 
-    def _done(self, words, timeout_s):
-        ours, theirs = socket.socketpair()
-        with ours, theirs, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            fds = array.array("i", [theirs.fileno(), out.fileno(), err.fileno()])
-            message = json.dumps([words, self.shop.env]).encode()
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-            Forked._control.sendmsg([message], ancillary)
-            theirs.close()
-            ours.settimeout(timeout_s)
-            try:
-                told = ours.recv(16)
-            except TimeoutError:
-                raise subprocess.TimeoutExpired(words, timeout_s) from None
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read().decode(errors="replace"))
-            return subprocess.CompletedProcess(words, int(told or -9), *texts)
+def done(words, env, timeout_s):
+    """What came of a command, as subprocess.run tells it."""
+    if not _control:
+        _control.append(_start())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        fds = array.array("i", [theirs.fileno(), out.fileno(), err.fileno()])
+        message = json.dumps([words, env]).encode()
+        _control[0].sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        theirs.close()
+        pid = int(ours.recv(16))
+        ours.settimeout(timeout_s)
+        try:
+            told = ours.recv(16)
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(words, timeout_s) from None
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        return subprocess.CompletedProcess(words, int(told or -9), *texts)
 
 
 def _start():
@@ -95,6 +85,7 @@ def _serve(control):
 
 def _command(words, env, fds):
     told, out, err = fds
+    os.write(told, b"%d" % os.getpid())
     for fd, number in ((out, 1), (err, 2)):
         os.dup2(fd, number)
         os.close(fd)

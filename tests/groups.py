@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import msgspec
-from forked import Forked
 from mounting import run, wait_until
 from ordered import KINDS, count_of, counts_in, impossible, possible
 
@@ -34,7 +33,6 @@ class Crew:
         """`faults`: by number of the volume, RAIDFS_FAULT of its daemon."""
         self.shop = shop
         self.faults = faults or {}
-        shop.run = Forked(shop).run
         shop.env["RAIDFS_STATE_DIR"] = str(shop.directory / "state")
         self._given = {"members": 2, "level": "1", **volume}
         self.volumes = []

@@ -4,7 +4,6 @@ import errno
 import gc
 import os
 import random
-import subprocess
 import threading
 from pathlib import Path
 
@@ -480,19 +479,3 @@ def test_zones_come_and_go_while_others_read(tmp_path):
 
 def test_so_many_zones_can_be_afforded():
     assert 8 <= zones_affordable(24) <= zones_affordable(1) <= 65536
-
-
-@pytest.mark.slow
-def test_no_data_races(tmp_path):
-    """The C test under the thread sanitizer, which wants fewer random addresses than kernels
-    give. Under the others it runs in `make sanitize`."""
-    sources = sorted((ROOT / "csrc").glob("*.c"))
-    mine = ("columns", "engine", "crc32c", "encode", "gf256", "self_test")
-    paths = [path for path in sources if path.stem.startswith(mine)]
-    flags = ["-g", "-O1", "-std=gnu11", "-UNDEBUG", "-fsanitize=thread", "-Icsrc"]
-    program = tmp_path / "columns"
-    compiler = [os.environ.get("CC", "cc"), *flags, "-o", program, "csrc/tests/test_columns.c"]
-    subprocess.run([*compiler, *paths, "-lpthread"], check=True, cwd=ROOT)
-    command = ["setarch", "-R", program, "200"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr

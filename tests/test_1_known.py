@@ -287,7 +287,7 @@ def test_against_a_model():
 
 @pytest.mark.slow
 def test_against_a_model_for_longer():
-    run(examples=600, steps=120)
+    run(examples=300, steps=120)
 
 
 # ---- what a model of the calls does not show ----

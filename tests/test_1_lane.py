@@ -11,8 +11,6 @@ import select
 import socket
 import stat
 import struct
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -1089,18 +1087,3 @@ def test_setups_that_make_no_sense():
             Bench(**setup)
     with Bench() as bench, pytest.raises(OSError):
         bench.lane.start([0], 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gate", "lane"])
-def test_the_c_tests_under_the_thread_sanitizer(tmp_path, name):
-    """Under the others they run in `make sanitize`."""
-    sources = [ROOT / f"csrc/tests/test_{name}.c", *sorted((ROOT / "csrc").glob("*.c"))]
-    program = tmp_path / name
-    flags = ["-g", "-O1", "-std=gnu11", "-fsanitize=thread", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        ["cc", *flags, *map(str, sources), "-o", str(program), "-lpthread"], check=True, timeout=300
-    )
-    result = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
-    print(result.stdout, result.stderr, file=sys.stderr)
-    assert result.returncode == 0

@@ -4,8 +4,6 @@ import errno
 import gc
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -584,18 +582,3 @@ def test_a_million_files_cost_little_and_leave_nothing():
     assert resident_bytes() - before < 8 << 20
     statistics = pages.statistics()
     assert statistics.table_bytes + statistics.layer_bytes < 2 << 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_pages.c", "test_pages_lane.c"])
-def test_the_c_tests_under_the_thread_sanitizer(tmp_path, name):
-    """Under the others they run in `make sanitize`."""
-    sources = [ROOT / "csrc/tests" / name, *sorted((ROOT / "csrc").glob("pages*.c"))]
-    program = tmp_path / "test_pages"
-    flags = ["-g", "-O1", "-std=gnu11", "-fsanitize=thread", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        ["cc", *flags, *map(str, sources), "-o", str(program), "-lpthread"], check=True, timeout=120
-    )
-    result = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
-    print(result.stdout, result.stderr, file=sys.stderr)
-    assert result.returncode == 0

@@ -83,7 +83,7 @@ def test_crash(seed, small_writes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 140))
+@pytest.mark.parametrize("seed", range(100, 120))
 def test_crash_more(seed, request):
     if seed % 4:
         request.getfixturevalue("small_writes")

@@ -178,7 +178,7 @@ def test_crash_smoke() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("level", "count"), SHAPES)
 def test_crash_at_every_sync(level: str, count: int) -> None:
-    recording = record(level, count, base_seed(), 120)
+    recording = record(level, count, base_seed(), 80)
     for number, point in enumerate(recording.points()):
         verify(recording, point, base_seed() * 1000 + number)
     for seed in (0, 1):
@@ -212,10 +212,10 @@ def test_a_failing_member_smoke() -> None:
 def test_members_fail_and_then_a_crash(level: str, count: int) -> None:
     """A member that failed counts as lost, and is not believed when it is there again."""
     seen = 0
-    for seed in range(base_seed(), base_seed() + 4):
+    for seed in range(base_seed(), base_seed() + 3):
         recording = record_failing(level, count, seed, 80)
         seen += len(recording.lost)
-        every = max(1, sum(1 for _ in recording.points()) // 25)
+        every = max(1, sum(1 for _ in recording.points()) // 15)
         for number, point in enumerate(itertools.islice(recording.points(), 0, None, every)):
             verify(recording, point, seed * 1000 + number)
     assert seen

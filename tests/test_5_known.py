@@ -645,4 +645,4 @@ async def test_nothing_but_references_without_a_lane(tmp_path):
 @pytest.mark.parametrize("seed", range(10, 14))
 async def test_nothing_stale_for_longer(tmp_path, monkeypatch, seed):
     nbytes_max = (PLENTY, 12_000, 3000)[seed % 3]
-    await run(tmp_path, 4000, seed, nbytes_max, monkeypatch, faults=seed % 2 == 1)
+    await run(tmp_path, 1500, seed, nbytes_max, monkeypatch, faults=seed % 2 == 1)

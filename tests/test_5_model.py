@@ -718,4 +718,4 @@ def test_against_a_dictionary():
 
 @pytest.mark.slow
 def test_against_a_dictionary_for_longer():
-    run(examples=45, steps=80)
+    run(examples=30, steps=80)

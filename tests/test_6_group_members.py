@@ -54,6 +54,7 @@ def crew(shared):
     for number in range(len(shared.volumes)):
         status = shared.status(number)
         if status.group or status.out:
+            wait_until(lambda number=number: not shared.status(number).works, "works are over")
             shared.ask(number, GroupLeaveRequest(force=True), GroupLeft)
 
 

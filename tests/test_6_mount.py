@@ -37,6 +37,7 @@ both_ways = pytest.mark.parametrize(
 
 
 @both_ways
+@pytest.mark.processes
 def test_write_read_unmount_mount_read(volume):
     data = os.urandom(3_000_001)
     (volume.mountpoint / "directory").mkdir()
@@ -90,6 +91,7 @@ def test_what_df_and_mount_say(volume):
 
 @pytest.mark.slow
 @both_ways
+@pytest.mark.processes
 def test_umount_by_the_usual_command_then_mount_at_once(volume):
     (volume.mountpoint / "file").write_bytes(os.urandom(20_000_000))
     for _ in range(3):

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def verify(path, taken):
     assert content == whole[:taken]
 
 
+def settled_room(root):
+    """What df says when the zone is made that the cleaner keeps for itself: until then, in the
+    first moments of a mount, df counts it twice."""
+    told = []
+    while len(told) < 2 or told[-1] != told[-2]:
+        room = os.statvfs(root)
+        told.append(room.f_bavail * room.f_frsize)
+        time.sleep(0.2)
+    return told[-1]
+
+
 def forget_cached(path):
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -60,7 +72,7 @@ def forget_cached(path):
 def test_enospc_comes_with_the_write_and_all_that_was_taken_stays(workshop):
     volume = workshop.volume(3, level="5", size=SIZE, zone_bytes=1 << 20, mounted=True)
     root = volume.mountpoint
-    offered = os.statvfs(root).f_bavail * os.statvfs(root).f_frsize
+    offered = settled_room(root)
     taken = fill(root / "first")
     assert offered * 0.9 < taken <= offered
     room = os.statvfs(root)
@@ -180,7 +192,7 @@ def test_mapped_memory_where_no_room_is_left(workshop):
 
 def test_small_files_until_nothing_more_fits(workshop):
     """Metadata has its own end: image files have a region of fixed size for it."""
-    volume = workshop.volume(workshop.images(3, 64 << 20), level="5", mounted=True)
+    volume = workshop.volume(workshop.images(3, 48 << 20), level="5", mounted=True)
     root = volume.mountpoint
     counts = []
     for turn in range(2):

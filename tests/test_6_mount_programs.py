@@ -132,7 +132,7 @@ def tree_of_sources(root, count):
 
 
 def test_git_at_its_usual_work(workshop):
-    count = 2500
+    count = 1000
     volume = workshop.volume(4, level="5", size=1 << 30, mounted=True)
     root = volume.mountpoint / "repository"
     root.mkdir()

@@ -104,7 +104,7 @@ def test_killed_in_the_middle_under_load(workshop):
     found = damage_device(volume.members[2], content)
     assert found > 300
     volume.mount()
-    scrub(volume, "start", "--limit", "1M/s", volume.mountpoint)
+    scrub(volume, "start", "--limit", "3M/s", volume.mountpoint)
     cursor = 0
     for _ in range(2):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(volume.mountpoint)])
@@ -112,9 +112,10 @@ def test_killed_in_the_middle_under_load(workshop):
             before = cursor
 
             def went_on(before=before):
-                return scrub(volume, "status", volume.mountpoint)["done_bytes"] > before + MIB
+                return scrub(volume, "status", volume.mountpoint)["done_bytes"] > before + 4 * MIB
 
-            wait_until(went_on, "the scrub goes on", 60)
+            wait_until(went_on, "the scrub is past a zone", 60)
+            volume.ctl("sync")  # with it where the scrub is
             volume.kill()
         finally:
             writer.kill()
