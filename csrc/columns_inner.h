@@ -26,7 +26,7 @@ enum {
     LATENCIES = RF_LATENCIES,
 };
 
-struct rf_rebuild; /* what a read of lost columns needs: columns_read.c */
+struct rf_rebuild; /* what a read of lost columns needs: columns_reading.h */
 
 /* In a list by age of use, whose ring begins and ends at a head. */
 struct rf_link {

@@ -1,31 +1,26 @@
-/* columns_read.c: cells from their columns, at once or through the engine.
+/* columns_read.c: cells from their columns: what a reading will do, and doing it at once.
  *
  * A read is planned under the mutex: which cells lie one row after the other in one column (a
  * *run*), what their checksums must be, and, for runs of lost columns, which *sources* their
  * recipes need and where each will be in memory: among the cells asked for, among sources fetched
- * already, or in a buffer of their own. Then it is done without the mutex: every run of a column
- * that is there is one read of the file, cells that aren't neighbours in `out` as one vector.
+ * already, or in a buffer of their own. Then it is done without the mutex, here or through the
+ * engine (columns_wait.c): every run of a column that is there is one read of the file, cells that
+ * aren't neighbours in `out` as one vector.
  *
  *  1. Every cell read is compared with its checksum, sources too; what comes out of a recipe again.
  *     A source whose checksum is that of a cell of zeros is taken for zeros and not read: cells
- * that were never written have that, and if it isn't so, what comes out doesn't match.
+ *     that were never written have that, and if it isn't so, what comes out doesn't match.
  *  2. A read that ends well has read nothing from a zone forgotten before its end.
  *  3. Up to CELLS_FEW cells of columns that are there need no memory but the stack.
- *  4. A read by the engine that was given up keeps its memory, and what it holds of zones and
- *     descriptors, until the members have answered; then all of it is thrown away unseen.
  */
 #define _GNU_SOURCE
 #undef NDEBUG
-#include "columns_inner.h"
+#include "columns_reading.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 
-#include "engine.h"
 #include "erasure.h"
 
 enum {
@@ -35,64 +30,8 @@ enum {
     VECTORS = 128,       /* in one system call */
     FETCHES_LOOKED = 64, /* latest fetches looked through for a source */
     SPARE_BYTES_MAX = 8 << 20,
-    CELLS_MOST = 1 << 24, /* of one call */
 };
 static const uint32_t NO_RUN = UINT32_MAX;
-
-/* Consecutive rows of one column. */
-struct run {
-    struct rf_zone *zone;
-    struct rf_descriptor *descriptor; /* NULL: lost, or its member sits out */
-    uint64_t next;                    /* the address that would continue it; 0: none */
-    uint64_t offset;                  /* in the file */
-    uint32_t row, column;
-    uint32_t first, count; /* of `order`, or of the sources fetched */
-};
-
-/* How one lost run is the sum of others. */
-struct recipe {
-    uint32_t run, sources_count, first; /* of `places`: sources_count for each cell of the run */
-    uint8_t columns[COLUMNS_MAX], coefficients[COLUMNS_MAX];
-};
-
-/* What lost columns need besides. Room for all is made beforehand. */
-struct rf_rebuild {
-    uint32_t recipes_room, sources_room;
-    uint32_t recipes_count, fetches_count, sources_count, places_count;
-    struct recipe *recipes;
-    struct run *fetches;
-    const uint8_t **places; /* where sources lie; NULL: zeros */
-    uint32_t *crcs;         /* of sources fetched */
-    uint8_t *sources;       /* aligned to a page */
-};
-
-struct reading {
-    struct rf_link wait; /* through the engine, until it is over or given up */
-    struct rf_columns *columns;
-    const uint64_t *addresses;
-    uint32_t count;
-    uint8_t *out;
-    uint32_t cells, runs_count, lost_count; /* cells asked for; runs; lost cells among them */
-    struct run *runs;
-    uint32_t *order;  /* indexes of the request, run by run */
-    uint32_t *crcs;   /* by index of the request */
-    uint32_t *run_of; /* by index of the request */
-    struct rf_rebuild *rebuild;
-    /* Only through the engine: */
-    uint64_t *memory; /* where cells go, in the order of `order` */
-    struct rf_io *ios;
-    struct rf_member **whose; /* by io; NULL: nobody's */
-    uint32_t ios_count;
-    int64_t begun_ns;
-    bool given_up;
-    void (*done)(void *context, int result);
-    void *context;
-};
-
-static uint8_t *cell_at(const struct reading *reading, uint32_t index)
-{
-    return reading->out + (size_t)index * reading->columns->cell_bytes;
-}
 
 /* ---- planning: with the mutex held ---- */
 
@@ -191,7 +130,7 @@ static const uint8_t *source_planned(const struct reading *reading, const struct
     for (uint32_t r = 0; r < reading->runs_count; r++) {
         const struct run *run = &reading->runs[r];
         if (holds(run, zone, row, column))
-            return cell_at(reading, reading->order[run->first + row - run->row]);
+            return rf_cell_at(reading, reading->order[run->first + row - run->row]);
     }
     uint32_t end =
         rebuild->fetches_count > FETCHES_LOOKED ? rebuild->fetches_count - FETCHES_LOOKED : 0;
@@ -392,8 +331,7 @@ static void rebuild_give(struct rf_columns *columns, struct rf_rebuild *rebuild)
     rf_rebuild_free(rebuild);
 }
 
-/* Plans, with as much memory as that turns out to need. */
-static int prepare(struct reading *reading)
+int rf_reading_plan(struct reading *reading)
 {
     struct rf_columns *columns = reading->columns;
     while (true) {
@@ -410,6 +348,21 @@ static int prepare(struct reading *reading)
     }
 }
 
+bool rf_reading_arrays(struct reading *reading)
+{
+    size_t count = reading->count;
+    struct run *runs =
+        malloc(count * (sizeof *runs + sizeof reading->memory[0] + 3 * sizeof(uint32_t)) + 1);
+    if (!runs)
+        return false;
+    reading->runs = runs;
+    reading->memory = (uint64_t *)(runs + count);
+    reading->order = (uint32_t *)(reading->memory + count);
+    reading->crcs = reading->order + count;
+    reading->run_of = reading->crcs + count;
+    return true;
+}
+
 /* ---- the end ---- */
 
 static void let_go(const struct run *runs, uint32_t count, bool *forgotten)
@@ -422,8 +375,7 @@ static void let_go(const struct run *runs, uint32_t count, bool *forgotten)
     }
 }
 
-/* Lets go of what a plan holds (if one was made) and counts; the result for the caller. */
-static int finish(struct reading *reading, bool planned, int result)
+int rf_reading_finish(struct reading *reading, bool planned, int result)
 {
     struct rf_columns *columns = reading->columns;
     bool forgotten = false;
@@ -457,17 +409,17 @@ static bool matches(const struct reading *reading, const uint8_t *cell, uint32_t
     return rf_crc32c(0, cell, reading->columns->cell_bytes) == crc;
 }
 
-static int check_run(const struct reading *reading, const struct run *run)
+int rf_reading_check_run(const struct reading *reading, const struct run *run)
 {
     for (uint32_t o = run->first; o < run->first + run->count; o++) {
         uint32_t i = reading->order[o];
-        if (!matches(reading, cell_at(reading, i), reading->crcs[i]))
+        if (!matches(reading, rf_cell_at(reading, i), reading->crcs[i]))
             return -EIO;
     }
     return 0;
 }
 
-static int check_fetch(const struct reading *reading, const struct run *fetch)
+int rf_reading_check_fetch(const struct reading *reading, const struct run *fetch)
 {
     const struct rf_rebuild *rebuild = reading->rebuild;
     for (uint32_t s = fetch->first; s < fetch->first + fetch->count; s++) {
@@ -478,8 +430,7 @@ static int check_fetch(const struct reading *reading, const struct run *fetch)
     return 0;
 }
 
-/* Makes the lost cells out of their sources, which are all there. */
-static int rebuild_cells(const struct reading *reading)
+int rf_reading_rebuild(const struct reading *reading)
 {
     const struct rf_rebuild *rebuild = reading->rebuild;
     for (uint32_t p = 0; p < rebuild->recipes_count; p++) {
@@ -488,7 +439,7 @@ static int rebuild_cells(const struct reading *reading)
         const uint8_t **places = rebuild->places + recipe->first;
         for (uint32_t o = run->first; o < run->first + run->count; o++) {
             uint32_t i = reading->order[o];
-            uint8_t *cell = cell_at(reading, i);
+            uint8_t *cell = rf_cell_at(reading, i);
             rf_multiply(recipe->coefficients, 1, recipe->sources_count, places, &cell,
                         reading->columns->cell_bytes);
             if (!matches(reading, cell, reading->crcs[i]))
@@ -546,7 +497,7 @@ static int read_run(const struct reading *reading, const struct run *run, bool n
         size_t nbytes = 0;
         const uint8_t *end = NULL;
         for (; done < run->count; done++) {
-            uint8_t *cell = cell_at(reading, reading->order[run->first + done]);
+            uint8_t *cell = rf_cell_at(reading, reading->order[run->first + done]);
             if (cell == end) {
                 vectors[used - 1].iov_len += cell_bytes;
             } else {
@@ -562,7 +513,7 @@ static int read_run(const struct reading *reading, const struct run *run, bool n
             return error;
         offset += nbytes;
     }
-    return check_run(reading, run);
+    return rf_reading_check_run(reading, run);
 }
 
 static int read_fetch(const struct reading *reading, const struct run *fetch, bool nowait)
@@ -571,7 +522,7 @@ static int read_fetch(const struct reading *reading, const struct run *fetch, bo
     struct iovec whole = {reading->rebuild->sources + fetch->first * cell_bytes,
                           fetch->count * cell_bytes};
     int error = read_vectors(fetch->descriptor, fetch->offset, &whole, 1, nowait);
-    return error ? error : check_fetch(reading, fetch);
+    return error ? error : rf_reading_check_fetch(reading, fetch);
 }
 
 static int read_all(const struct reading *reading, bool nowait)
@@ -589,32 +540,16 @@ static int read_all(const struct reading *reading, bool nowait)
         if (error)
             return error;
     }
-    return rebuild_cells(reading);
-}
-
-/* The arrays of a reading that has many cells, or is to outlive its caller; freed as `runs`. */
-static bool arrays_new(struct reading *reading)
-{
-    size_t count = reading->count;
-    struct run *runs =
-        malloc(count * (sizeof *runs + sizeof reading->memory[0] + 3 * sizeof(uint32_t)) + 1);
-    if (!runs)
-        return false;
-    reading->runs = runs;
-    reading->memory = (uint64_t *)(runs + count);
-    reading->order = (uint32_t *)(reading->memory + count);
-    reading->crcs = reading->order + count;
-    reading->run_of = reading->crcs + count;
-    return true;
+    return rf_reading_rebuild(reading);
 }
 
 static int read_planned(struct reading *reading, bool nowait)
 {
-    int error = prepare(reading);
+    int error = rf_reading_plan(reading);
     bool planned = error == 0;
     if (planned)
         error = read_all(reading, nowait);
-    return finish(reading, planned, error);
+    return rf_reading_finish(reading, planned, error);
 }
 
 int rf_columns_read(struct rf_columns *columns, const uint64_t *addresses, uint32_t count,
@@ -625,7 +560,7 @@ int rf_columns_read(struct rf_columns *columns, const uint64_t *addresses, uint3
     if (count > CELLS_MOST)
         return -EINVAL;
     if (count > CELLS_FEW) {
-        if (!arrays_new(&reading))
+        if (!rf_reading_arrays(&reading))
             return -ENOMEM;
         int result = read_planned(&reading, nowait != 0);
         free(reading.runs);
@@ -638,264 +573,4 @@ int rf_columns_read(struct rf_columns *columns, const uint64_t *addresses, uint3
     reading.crcs = crcs;
     reading.run_of = run_of;
     return read_planned(&reading, nowait != 0);
-}
-
-/* ---- through the engine ---- */
-
-static void reading_free(struct reading *reading)
-{
-    free(reading->ios);
-    free(reading->runs);
-    free(reading);
-}
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-
-uint32_t rf_latency(uint32_t took_us)
-{
-    if (took_us < 4)
-        return took_us < 2 ? 0 : 4;
-    uint32_t doubled = 31 - (uint32_t)__builtin_clz(took_us);
-    return 4 * doubled + (took_us >> (doubled - 2) & 3);
-}
-
-/* Whether the io still waits for its member. */
-static bool io_waits(const struct reading *reading, uint32_t io)
-{
-    return reading->whose[io] && __atomic_load_n(&reading->ios[io].took_us, __ATOMIC_ACQUIRE) == 0;
-}
-
-static void note_latencies(const struct reading *reading)
-{
-    for (uint32_t i = 0; i < reading->ios_count; i++) {
-        if (reading->whose[i])
-            atomic_fetch_add_explicit(
-                &reading->whose[i]->latencies[rf_latency(reading->ios[i].took_us)], 1,
-                memory_order_relaxed);
-    }
-}
-
-static void wait_begin(struct reading *reading)
-{
-    struct rf_columns *columns = reading->columns;
-    reading->begun_ns = now_ns();
-    pthread_mutex_lock(&columns->waits_mutex);
-    rf_list_add(&columns->waits, &reading->wait);
-    pthread_mutex_unlock(&columns->waits_mutex);
-}
-
-/* Whether somebody still waits for it. */
-static bool wait_end(struct reading *reading)
-{
-    struct rf_columns *columns = reading->columns;
-    pthread_mutex_lock(&columns->waits_mutex);
-    bool wanted = !reading->given_up;
-    if (wanted)
-        rf_list_remove(&reading->wait);
-    pthread_mutex_unlock(&columns->waits_mutex);
-    return wanted;
-}
-
-/* The members have answered at last. What they said is nobody's. */
-static void complete_late(struct reading *reading)
-{
-    struct rf_columns *columns = reading->columns;
-    void (*done)(void *, int) = reading->done;
-    void *whose = reading->context;
-    finish(reading, true, -ETIMEDOUT);
-    reading_free(reading);
-    done(whose, -ECANCELED);
-    pthread_mutex_lock(&columns->waits_mutex);
-    bool last = --columns->stuck == 0 && columns->orphaned;
-    pthread_mutex_unlock(&columns->waits_mutex);
-    if (last)
-        rf_columns_end(columns);
-}
-
-/* On the engine's thread: all runs and fetches have been tried. */
-static void complete(void *context)
-{
-    struct reading *reading = context;
-    int result = 0;
-    if (reading->ios_count > 0) {
-        note_latencies(reading);
-        if (!wait_end(reading)) {
-            complete_late(reading);
-            return;
-        }
-    }
-    for (uint32_t i = 0; i < reading->ios_count && result == 0; i++)
-        result = reading->ios[i].result == 0 ? 0 : -EIO;
-    for (uint32_t r = 0; r < reading->runs_count && result == 0; r++) {
-        if (reading->runs[r].descriptor)
-            result = check_run(reading, &reading->runs[r]);
-    }
-    if (reading->lost_count > 0) {
-        for (uint32_t f = 0; f < reading->rebuild->fetches_count && result == 0; f++)
-            result = check_fetch(reading, &reading->rebuild->fetches[f]);
-        if (result == 0)
-            result = rebuild_cells(reading);
-    }
-    result = finish(reading, true, result);
-    void (*done)(void *, int) = reading->done;
-    void *whose = reading->context;
-    reading_free(reading);
-    done(whose, result);
-}
-
-/* A read of the file for one run: into one piece of memory, or many. */
-static void io_add(struct reading *reading, const struct run *run, uint64_t address, uint32_t cells)
-{
-    uint64_t nbytes = reading->columns->cell_bytes;
-    reading->whose[reading->ios_count] = run->descriptor->whose;
-    reading->ios[reading->ios_count] =
-        (struct rf_io){.op = RF_READ,
-                       .fd = run->descriptor->fd,
-                       .offset = run->offset,
-                       .address = address,
-                       .nbytes = cells ? nbytes : nbytes * run->count,
-                       .cells = cells,
-                       .chain = reading->ios_count};
-    reading->ios_count++;
-}
-
-/* The reads of all runs and fetches; each is a chain of its own. */
-static int ios_make(struct reading *reading)
-{
-    const struct rf_rebuild *rebuild = reading->lost_count > 0 ? reading->rebuild : NULL;
-    size_t count = reading->runs_count + (rebuild ? rebuild->fetches_count : 0);
-    reading->ios = malloc(count * (sizeof reading->ios[0] + sizeof reading->whose[0]) + 1);
-    if (!reading->ios)
-        return -ENOMEM;
-    reading->whose = (struct rf_member **)(reading->ios + count);
-    const uint64_t cell_bytes = reading->columns->cell_bytes;
-    for (uint32_t r = 0; r < reading->runs_count; r++) {
-        const struct run *run = &reading->runs[r];
-        bool whole = true;
-        for (uint32_t o = run->first; o < run->first + run->count; o++) {
-            reading->memory[o] = (uint64_t)(uintptr_t)cell_at(reading, reading->order[o]);
-            whole = whole &&
-                    (o == run->first || reading->memory[o] == reading->memory[o - 1] + cell_bytes);
-        }
-        if (!run->descriptor)
-            continue;
-        if (whole)
-            io_add(reading, run, reading->memory[run->first], 0);
-        else
-            io_add(reading, run, (uint64_t)(uintptr_t)(reading->memory + run->first), run->count);
-    }
-    for (uint32_t f = 0; rebuild && f < rebuild->fetches_count; f++) {
-        const struct run *fetch = &rebuild->fetches[f];
-        io_add(reading, fetch, (uint64_t)(uintptr_t)rebuild->sources + fetch->first * cell_bytes,
-               0);
-    }
-    return 0;
-}
-
-int rf_columns_read_start(struct rf_columns *columns, struct rf_engine *engine,
-                          const uint64_t *addresses, uint32_t count, uint8_t *out,
-                          void (*done)(void *context, int result), void *context)
-{
-    if (count > CELLS_MOST)
-        return -EINVAL;
-    struct reading *reading = malloc(sizeof *reading);
-    if (!reading)
-        return -ENOMEM;
-    *reading = (struct reading){.columns = columns,
-                                .addresses = addresses,
-                                .count = count,
-                                .out = out,
-                                .done = done,
-                                .context = context};
-    if (!arrays_new(reading)) {
-        free(reading);
-        return -ENOMEM;
-    }
-    int error = prepare(reading);
-    bool planned = error == 0;
-    if (planned)
-        error = ios_make(reading);
-    if (error == 0 && reading->ios_count == 0) { /* nothing to wait for */
-        complete(reading);
-        return 0;
-    }
-    if (error == 0) {
-        wait_begin(reading);
-        error = rf_engine_submit(engine, reading->ios, reading->ios_count, complete, reading);
-        if (error == 0)
-            return 0;
-        if (!wait_end(reading)) { /* given up already: its caller has been told */
-            complete_late(reading);
-            return 0;
-        }
-    }
-    error = finish(reading, planned, error);
-    reading_free(reading);
-    return error;
-}
-
-/* ---- what members have not answered ---- */
-
-uint32_t rf_columns_waiting(struct rf_columns *columns, struct rf_columns_wait *waits,
-                            uint32_t room)
-{
-    uint32_t count = 0;
-    int64_t now = now_ns();
-    pthread_mutex_lock(&columns->waits_mutex);
-    for (struct rf_link *link = columns->waits.newer; link != &columns->waits; link = link->newer) {
-        const struct reading *reading = (struct reading *)link;
-        int64_t age = now > reading->begun_ns ? now - reading->begun_ns : 0;
-        for (uint32_t i = 0; i < reading->ios_count; i++) {
-            if (!io_waits(reading, i))
-                continue;
-            uint32_t w = 0;
-            while (w < count && waits[w].member != reading->whose[i]->id)
-                w++;
-            if (w == room)
-                continue;
-            if (w == count)
-                waits[count++] = (struct rf_columns_wait){.member = reading->whose[i]->id};
-            waits[w].reads++;
-            if (waits[w].oldest_ns < (uint64_t)age)
-                waits[w].oldest_ns = (uint64_t)age;
-        }
-    }
-    pthread_mutex_unlock(&columns->waits_mutex);
-    return count;
-}
-
-static bool waits_for(const struct reading *reading, int32_t member)
-{
-    for (uint32_t i = 0; i < reading->ios_count; i++) {
-        if (io_waits(reading, i) && reading->whose[i]->id == member)
-            return true;
-    }
-    return false;
-}
-
-uint32_t rf_columns_give_up(struct rf_columns *columns, int32_t member, uint64_t older_than_ns)
-{
-    uint32_t count = 0;
-    int64_t latest = now_ns() - (int64_t)older_than_ns;
-    pthread_mutex_lock(&columns->waits_mutex);
-    for (struct rf_link *link = columns->waits.newer, *next; link != &columns->waits; link = next) {
-        struct reading *reading = (struct reading *)link;
-        next = link->newer;
-        if (reading->begun_ns > latest || !waits_for(reading, member))
-            continue;
-        rf_list_remove(link);
-        reading->given_up = true;
-        columns->stuck++;
-        count++;
-        /* With the mutex held, so that the second call can't come first. */
-        reading->done(reading->context, -ETIMEDOUT);
-    }
-    pthread_mutex_unlock(&columns->waits_mutex);
-    atomic_fetch_add_explicit(&columns->given_up, count, memory_order_relaxed);
-    return count;
 }

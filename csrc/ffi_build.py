@@ -15,6 +15,7 @@ PUBLIC_HEADERS = [
     "erasure.h",
     "pages.h",
     "cells.h",
+    "steps.h",
     "wal.h",
     "leaf_runs.h",
     "engine.h",

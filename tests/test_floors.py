@@ -18,6 +18,7 @@ FLOORS = {
     "known": 1,
     "engine": 1,
     "columns": 1,
+    "steps": 1,
     "reliability": 1,
     "errors": 1,
     "unix_socket": 1,
