@@ -21,6 +21,7 @@ import pytest
 import trio
 from simulated import Image, Record, SimulatedMember, World, members_of
 from simulated_volume import CELL_BYTES, SLOTS, ZONE_BYTES, fresh_files, in_simulated_time, inline
+from test_3_works import told_once
 from workload import ME, File, Model, Tree, Workload, read_tree
 
 from raidfs.check import check_assembly
@@ -66,14 +67,15 @@ def assembled(members: list[SimulatedMember], *, read_only: bool = False) -> Ass
 
 
 async def settled(store: Store) -> None:
-    """Nothing is left for the mender that it can do."""
+    """Nothing is left that the mender, or a change of shape, can do."""
     with trio.move_on_after(600):
         while True:
             table = store.assembly.label.members
             told = store.mender.statistics()
             heirs = {entry.replaces for entry in table}
             going = any(e.role == "leaving" or (e.id in heirs and not e.is_current) for e in table)
-            if not (store.mender.lacking() or told.working or going):
+            shaped = store.reshape.statistics().state in ("running", "waiting")
+            if not (store.mender.lacking() or told.working or going or shaped):
                 return
             if told.stalled.startswith("no member") and not told.working:
                 return
@@ -164,6 +166,7 @@ async def spread(life: Life) -> None:
 
 async def leave(life: Life) -> None:
     await life.store.membership.change(0, role="leaving")
+    life.store.mender.works.evacuates(0, "a test")
 
 
 async def two_at_once(life: Life) -> None:
@@ -353,10 +356,10 @@ class Recording:
 
 
 async def opened(
-    files: dict[Any, bytes], numbers: list[int], *, mend: bool
+    files: dict[Any, bytes], numbers: list[int], *, mend: int = 0
 ) -> tuple[int, Tree, dict[Any, bytes], set[int]]:
     """Mount these; the epoch, the content, the files afterwards, and who has columns without being
-    there. `mend`: until there is nothing more to be done."""
+    there. `mend`: until there is nothing more to be done, for a volume that had so many members."""
     world = World(files)
     members = members_of(files, world, numbers, slots=SLOTS)
     store = await Store.open(assembled(members), offload=inline)
@@ -369,6 +372,7 @@ async def opened(
         if mend:
             await settled(store)
             assert await read_tree(volume) == tree
+            await told_once(store, mend)
         lacking = {
             member
             for zone in store.space.zones.values()
@@ -404,17 +408,17 @@ def verify(recording: Recording, point: tuple[int, Image, int], seed: int) -> No
     files = image.crash(seed)
 
     async def life() -> None:
-        durable, tree, after, lacking = await opened(files, numbers, mend=True)
+        durable, tree, after, lacking = await opened(files, numbers, mend=case.count)
         assert durable >= acknowledged, f"went back to {durable}, {acknowledged} was promised"
         assert tree == recording.states[durable].tree()
         checked(after, numbers)
-        tolerance = code_for(case.level, case.width or case.count).tolerance
         label = assembled(members_of(after, World(after), numbers, slots=SLOTS)).label
+        tolerance = code_for(label.parameters.level, label.parameters.width).tolerance
         there = [entry.id for entry in label.members if entry.is_current]
         alike(after, there)
         gone = rng.sample(there, max(0, min(tolerance - len(lacking), len(there) - 1)))
         left = [number for number in there if number not in gone]
-        again, same, after, _ = await opened(after, left, mend=False)
+        again, same, after, _ = await opened(after, left)
         assert again >= durable and same == tree, f"without {gone}"
         checked(after, left)
 
@@ -567,5 +571,5 @@ SABOTAGE = [
 def test_the_crash_test_notices(sabotage: Any, case: Case, monkeypatch: Patch) -> None:
     sabotage(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        for seed in range(SEED, SEED + 5):
+        for seed in range(SEED, SEED + 12):
             verify_some(record(case, seed), 16)

@@ -1,6 +1,7 @@
 """Another level or width, and members equally full: nothing changes but where cells lie."""
 
 import random
+import re
 
 import pytest
 import trio
@@ -25,7 +26,7 @@ from volumes import mounted as mounted_on
 from workload import ME, Model, Workload, read_tree
 
 from raidfs.check import check_assembly
-from raidfs.errors import NotEnoughMembers, UsageError
+from raidfs.errors import NotEnoughMembers, OutOfSpace, UsageError
 from raidfs.raid.code import code_for
 from raidfs.raid.enlarge import lay_out_member, plan_members
 from raidfs.store.shape import plan_conversion
@@ -318,6 +319,43 @@ def test_zones_made_narrower_for_a_loss_become_wide_again():
 
     in_simulated_time(wide)
     checked(left, (4,))
+
+
+def test_what_stops_it_is_told_with_numbers_and_what_to_do():
+    members = volume_of("5", 5)
+
+    async def test():
+        async with mounted(members) as volume:
+            await write_file(volume, b"file", pattern(1, 400))
+            store, reshape = volume.store, volume.store.reshape
+            grow = store.space.grow
+
+            async def full(*_):
+                raise OutOfSpace("the metadata has no room for this change")
+
+            store.space.grow = full
+            await reshape.convert("6", 6)
+            await trio.sleep(1)
+            told = reshape.statistics()
+            assert told.state == "stalled" and told.zones_left > 3
+            wanted = (
+                rf"{told.zones_left} zones with 1\.\d+ MiB are left .*metadata has no room.*remove"
+            )
+            assert re.match(wanted, told.reason), told.reason
+            store.space.grow = grow
+            await trio.sleep(6)
+            await ended(volume)
+            all_is(volume, "6", 6)
+            await reshape.convert("5", 6)
+            store.fail("a test")
+            told = reshape.statistics()
+            wanted = (
+                r"the volume is read-only after an error: a test; \d+ zones \(.*iB\) wait.*check"
+            )
+            assert told.state == "stalled" and re.match(wanted, told.reason), told.reason
+
+    in_simulated_time(test)
+    checked(members)
 
 
 def test_it_can_be_paused_and_limited_and_that_is_kept():

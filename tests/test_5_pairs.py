@@ -82,11 +82,11 @@ TABLES = [
     """,
     """
     volume       | kill    | unmount | volume full | snapshot | rollback
-    replace lost | goes on | goes on | stalls      | goes on  | goes on
+    replace lost | goes on | goes on | goes on     | goes on  | goes on
     spread       | goes on | goes on | stalls      | goes on  | goes on
     resync       | goes on | goes on | waits       | goes on  | goes on
     remove       | goes on | goes on | stalls      | goes on  | goes on
-    replace      | goes on | goes on | stalls      | goes on  | goes on
+    replace      | goes on | goes on | goes on     | goes on  | goes on
     add          | again   | waits   | goes on     | goes on  | goes on
     scrub        | goes on | goes on | goes on     | goes on  | goes on
     convert      | goes on | goes on | stalls      | goes on  | goes on
@@ -124,11 +124,9 @@ TABLES = [
     """,
 ]
 SAYS = {  # whoever is refused, or looks why nothing goes on
-    ("replace lost", "volume full"): "no member that could take them has room: add one",
     ("spread", "volume full"): "no member that could take them has room: add one",
     ("remove", "volume full"): "no member that could take them has room: add one",
-    ("replace", "volume full"): "no member that could take them has room: add one",
-    ("convert", "volume full"): "too little room: .* free some, or add members",
+    ("convert", "volume full"): "too little room: .* free files or snapshots, or add members",
     ("add", "target"): "/simulated/6: simulated write error of label",
     ("scrub", "scrub"): "a scrub is running: wait, or `scrub stop` ends it",
     ("rebalance", "rebalance"): "a rebalance is under way already; `raidfs-ctl wait` waits for it",
@@ -332,7 +330,7 @@ def half_removed(patch: Patch) -> None:
 SABOTAGE: list[tuple[Callable[[Patch], None], str, str]] = [
     (not_synced, "replace lost", "kill"),
     (labels_are_not_tidied, "replace lost", "snapshot"),
-    (jobs_always_run, "replace", "volume full"),
+    (jobs_always_run, "remove", "volume full"),
     (scrub_waits_for_nobody, "scrub", "remove"),
     (half_removed, "remove", "lost"),
 ]

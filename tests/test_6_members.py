@@ -201,7 +201,7 @@ WHOLE, LACKING = Redundancy(9, 0, 0, 1), Redundancy(9, 4, 0, 0)
 COLUMNS = {number: (5, 0) for number in (0, 2, 3)}
 CASES = {
     "rebuilt elsewhere": (Condition(lost_one(), {1: "x"}, {}, redundancy=WHOLE, columns=COLUMNS),
-                          "ONLINE", "takes it off the list"),
+                          "ONLINE", "member remove MOUNTPOINT 1` takes it off the list, at once"),
     "some lack": (Condition(lost_one(), {1: "x"}, {}, redundancy=LACKING, mountpoint="/m"),
                   "DEGRADED", "4 of 9 zones lack a column"),
     "offline": (Condition(lost_one(state="offline"), {1: "x"}, {}, redundancy=LACKING,

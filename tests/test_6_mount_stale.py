@@ -3,6 +3,7 @@ ever taken away. Volumes are real, and so is kill -9; where only the kernel's an
 descriptor of /dev/fuse that is closed plays the daemon."""
 
 import errno
+import json
 import os
 import pwd
 import signal
@@ -70,6 +71,31 @@ def test_mounting_again_after_a_kill(workshop):
     assert "cleared the stale mount" in volume.log.read_text()
     volume.unmount()
     assert not mounts_at(volume.mountpoint)
+    volume.check()
+
+
+def test_commands_say_that_the_daemon_is_gone_and_umount_clears_it(workshop):
+    """A living one that hangs is left alone, and so said."""
+    volume = workshop.volume(3, mounted=True)
+    volume.mountpoint.joinpath("file").write_text("whole")
+    volume.ctl("sync")
+    kill(volume)
+    for verb, code in (("status", 4), ("sync", 1), ("member list", 1)):
+        done = workshop.run("raidfs-ctl", *verb.split(), volume.mountpoint, expect=code)
+        assert "has died" in done.stderr and "raidfs-ctl umount" in done.stderr, done.stderr
+    done = workshop.run("raidfs-ctl", "status", "--json", volume.mountpoint, expect=4)
+    told = json.loads(done.stdout)
+    assert told["state"] == "UNKNOWN" and "has died" in told["error"]
+    assert "not mounted" in workshop.run("raidfs-ctl", "status", volume.members[0]).stdout
+    done = workshop.run("raidfs-ctl", "umount", "--json", volume.mountpoint)
+    assert json.loads(done.stdout)["unmounted"] == str(volume.mountpoint)
+    assert "had died" in done.stderr and not mounts_at(volume.mountpoint)
+    volume.mount()
+    env = {**workshop.env, "RAIDFS_RUNTIME_DIR": str(workshop.directory / "elsewhere")}
+    done = run("raidfs-ctl", "umount", volume.mountpoint, env=env, expect=1)
+    assert "another user" in done.stderr and len(mounts_at(volume.mountpoint)) == 1
+    assert volume.mountpoint.joinpath("file").read_text() == "whole"
+    volume.unmount()
     volume.check()
 
 

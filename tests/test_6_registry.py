@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from raidfs.cli import target
 from raidfs.daemon import mounts, registry
 from raidfs.daemon.registry import Entry, Registration
 from raidfs.errors import UsageError
@@ -41,6 +42,26 @@ def test_an_entry_lives_as_long_as_its_registration(runtime):
     registration.close()
     assert registry.find_volume(VOLUME) is None
     assert list(runtime.iterdir()) == []
+
+
+def test_members_that_come_later_are_found(tmp_path):
+    gone, new = str(tmp_path / "gone"), str(tmp_path / "new")
+    registration = Registration(entry(members=[gone]))
+    assert registry.find_member(gone) == (registration.entry, registration.socket)
+    assert registry.find_member(new) is None
+    registration.tell_members([gone, new])
+    found = registry.find_member(new)
+    assert found is not None and found[0].members == [gone, new]
+    assert target.find(new) == target.Mounted(*found)  # nothing is there
+    (tmp_path / "gone").mkdir()
+    assert target.find(gone) == target.Mounted(*found)  # nor is this a member any more
+    registration.closing()
+    assert registry.find_volume(VOLUME)[0].members == [gone, new]
+    registration.close()
+    registration.tell_members([gone])
+    assert registry.find_member(gone) is None
+    with pytest.raises(UsageError, match="neither the mountpoint"):
+        target.find(gone)
 
 
 def test_a_second_daemon_for_one_volume_is_refused():

@@ -200,9 +200,31 @@ def test_what_is_mounted_is_offered(shop):
 
 
 @pytest.mark.slow
+def test_jobs_are_offered(shop):
+    (volume,) = shop.volumes
+    here = volume.mountpoint
+    assert plain(shop, f"raidfs-ctl wait {here} ") == set()
+    (new,) = shop.directories(1, prefix="new")
+    shop.run("raidfs-ctl", "member", "add", here, new)
+    here.joinpath("file").write_bytes(os.urandom(1 << 20))
+    shop.run("raidfs-ctl", "job", "pause", here, "rebuild")
+    shop.run("raidfs-ctl", "member", "evacuate", here, "0")
+    shop.run("raidfs-ctl", "scrub", "start", here)
+    shop.run("raidfs-ctl", "wait", here, "scrub")
+    for verb in ("wait", "job pause", "job resume", "job limit", "job list"):
+        assert plain(shop, f"raidfs-ctl {verb} {here} ") == {"evacuate:0", "scrub"}, verb
+    assert plain(shop, f"raidfs-ctl wait {here} ev") == {"evacuate:0"}
+    assert plain(shop, f"raidfs-ctl job limit {here} scrub ") == set()  # a rate comes next
+    shop.run("raidfs-ctl", "job", "resume", here)
+    shop.run("raidfs-ctl", "member", "evacuate", "--cancel", here, "0")
+    shop.run("raidfs-ctl", "member", "remove", "--yes", "--wait", here, new)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
+        "raidfs-ctl job pause / ",
         "raidfs-ctl snapshot show /nonexistent ",
         "raidfs-ctl group show x ",
         "raidfs-ctl frobnicate x",

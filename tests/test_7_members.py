@@ -9,9 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from commands import ctl, status_of
+from commands import ctl, runtime_of, status_of
 from mounting import Workshop, run, wait_until
 from verified import Writer
+
+from raidfs.daemon import registry
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
@@ -256,13 +258,23 @@ def test_the_other_half_of_a_mirror_that_went_on_alone(workshop):
 
 
 def test_another_one_in_the_place_of_one_that_was_lost(workshop):
+    """The volume is found by each of its members, also by one that came later, or is no more."""
     volume = workshop.volume(3, level="5", zone_bytes=ZONE, size=160 << 20, mounted=True)
     content = fill(volume, 4 << 20)
+    (new,) = workshop.directories(1, prefix="new")
+    member(volume, "add", "--spare", new)
+    with runtime_of(workshop):
+        assert registry.find_member(new) is not None
+    assert "(process" in ctl(workshop, "status", new).stdout
+    member(volume, "remove", new)
+    with runtime_of(workshop):
+        assert registry.find_member(new) is None
     member(volume, "fail", "2")
     shutil.rmtree(volume.members[2])
+    assert "(process" in ctl(workshop, "status", volume.members[2], expect=1).stdout
     volume.members[2].mkdir()
     assert "replace:2: done" in member(volume, "replace", "2", volume.members[2], "--wait").stdout
-    wait_until(lambda: sorted(members_of(volume)) == [0, 1, 3], "2 is none any more")
+    wait_until(lambda: sorted(members_of(volume)) == [0, 1, 4], "2 is none any more")
     finish(volume, None, {"filled": content})
 
 
@@ -354,7 +366,9 @@ def test_fio_verifies_what_it_writes_while_members_change(workshop):
         "--rate=12m", "--randseed=7", "--verify_fatal=1",
     ]  # fmt: skip
     done = {}
-    thread = threading.Thread(target=lambda: done.update(fio=run(*words, expect=None)))
+    thread = threading.Thread(
+        target=lambda: done.update(fio=run(*words, expect=None, cwd=workshop.directory))
+    )
     thread.start()
     try:
         wait_until(lambda: list(Path(volume.mountpoint).glob("v*")), "fio has begun")
@@ -435,3 +449,33 @@ def test_waiting_for_what_is_not_there(shared):
     assert "nothing to wait for" in waited(shared, "rebuild").stdout
     done = ctl(shared.shop, "wait", shared.shop.directory, expect=1)
     refused(done, "neither the mountpoint")
+
+
+def test_who_was_lost_and_holds_nothing_any_more_is_listed_until_removed(workshop):
+    """As spread over the others; in text, JSON, exit codes; also when it is not mounted."""
+    volume = workshop.volume(5, level="5", width=3, zone_bytes=ZONE, size=160 << 20, mounted=True)
+    content = fill(volume, 6 << 20)
+    member(volume, "fail", "2", "--wait")
+    for where in (volume.mountpoint, volume.members[0]):
+        if where != volume.mountpoint:
+            volume.unmount()
+        told = json.loads(ctl(workshop, "status", "--json", where, expect=0).stdout)
+        assert (told["state"], told["redundancy"]["lacking"]) == ("ONLINE", 0)
+        assert told["redundancy"]["losses_left"] == 1
+        gone = told["members"][2]
+        assert (gone["state"], gone["columns"], gone["removable"]) == ("FAILED", 0, True)
+        assert [each["removable"] for each in told["members"]].count(True) == 1
+        text = " ".join(ctl(workshop, "status", where, expect=0).stdout.split())
+        assert "Member 2 is lost and holds nothing any more: all data is whole" in text
+        assert "holds nothing, can be removed" in text and "takes it off the list" in text
+        assert "all volumes are ONLINE" in ctl(workshop, "status", "-x", where, expect=0).stdout
+        listed = ctl(workshop, "member", "list", where).stdout.splitlines()[3]
+        assert re.search(r"^ *2 .* FAILED +data +- +0 .*can be removed$", listed), listed
+        assert "4 + 1 lost" in ctl(workshop, "list", volume.members[0]).stdout
+    volume.mount()
+    said = member(volume, "remove", "2")
+    assert "is no member any more" in said.stdout
+    told = status_of(volume)
+    assert [each.id for each in told.members] == [0, 1, 3, 4] and not told.status
+    assert " lost" not in ctl(workshop, "list").stdout
+    finish(volume, None, {"filled": content})

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 
 import click
+import msgspec
 from click.shell_completion import CompletionItem, get_completion_class
 
 from raidfs.cli.words import OPTIONS, Offer, command_path, meanings, usage_words
@@ -170,13 +171,13 @@ def offer_option(
 
 
 def _given(context: click.Context, parameter: click.Parameter) -> list[str]:
-    """The words already typed for an argument."""
+    """The words already typed for an argument; a default is none."""
     if not isinstance(parameter, click.Argument):
         return []
     value = context.params.get(parameter.name or "")
     if isinstance(value, tuple):
         return [str(word) for word in value]
-    return [value] if isinstance(value, str) else []
+    return [value] if isinstance(value, str) and value else []
 
 
 def _volumes_before(
@@ -205,6 +206,8 @@ def _offers(
         case Offer.MEMBER_OF:
             yield CompletionItem(incomplete, type="file")
             yield from _members(before, incomplete)
+        case Offer.JOB:
+            yield from _jobs(before, incomplete)
         case Offer.GROUP:
             yield from _groups(incomplete)
         case Offer.MOUNT_OPTION:
@@ -276,6 +279,24 @@ def _members(before: list[str], incomplete: str) -> Iterator[CompletionItem[str]
         for value, help_text in ((str(member.id), member.path), (member.path, member.state)):
             if value.startswith(incomplete) and (incomplete or value.isdecimal()):
                 yield CompletionItem(value, help=help_text)
+
+
+def _jobs(before: list[str], incomplete: str) -> Iterator[CompletionItem[str]]:
+    from raidfs.cli import target
+    from raidfs.cli.job_lines import job_line
+    from raidfs.daemon.jobs import Job
+    from raidfs.daemon.member_requests import JobListRequest, JobsAnswer
+
+    volume = target.find(before[0])
+    if not isinstance(volume, target.Mounted):
+        return
+    found: list[Job] = []
+    with volume.client() as client:
+        for raw in client.answers(JobListRequest()):
+            found = msgspec.json.decode(raw, type=JobsAnswer).jobs
+    for job in found:
+        if job.id.startswith(incomplete) and job.id not in before:
+            yield CompletionItem(job.id, help=job_line(job).removeprefix(f"{job.id}: "))
 
 
 def _groups(incomplete: str) -> Iterator[CompletionItem[str]]:

@@ -115,7 +115,7 @@ def note_text(member: MemberStatus) -> str:
     """What else there is to say of it."""
     said = [text for text in (member.reason, member.slow) if text]
     if member.removable:
-        said.append("can be removed")
+        said.append("holds nothing, can be removed")
     elif member.state == "ONLINE" and member.lacking:
         some = "1 column lacks" if member.lacking == 1 else f"{member.lacking} columns lack"
         said.append(f"{some} rows")
@@ -316,7 +316,8 @@ def list_command(where: tuple[str, ...], as_json: bool) -> int:
     for status in volumes.values():
         used, free = size_text(status.used_bytes), size_text(status.free_bytes)
         place = status.mountpoint or "-"
-        count = len(status.members)
+        lost = sum(member.state != "ONLINE" for member in status.members)
+        count = f"{len(status.members) - lost}{f' + {lost} lost' if lost else ''}"
         rows.append((status.volume, status.state, status.level, count, used, free, place))
     click.echo("\n".join(table(rows, frozenset({3, 4, 5}))) if volumes else "no volumes")
     return code

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raidfs.daemon import mounts, registry
+from raidfs.daemon import mounts, registry, stale
 from raidfs.daemon.control import ControlClient
 from raidfs.daemon.registry import Entry
 from raidfs.errors import LabelMissing, UsageError
@@ -113,33 +113,47 @@ def check_text(text: str) -> str:
 
 
 def find(target: str) -> Mounted | Unmounted:
-    """Looks for a mountpoint, then for a member, then for a mounted volume of that name."""
+    """Looks for a mountpoint, then for a member, then for a mounted volume of that name, and last
+    for a place where a mounted volume had a member."""
     mounted = mounts.mount_at(target)
     if mounted is not None and mounted.kind == mounts.FILESYSTEM_TYPE:
         for entry, socket in registry.entries():
             if mounts.is_of(mounted, entry.mountpoint):
                 return Mounted(entry, socket)
-        raise UsageError(
-            f"{target} is mounted, but its daemon can't be found: it has died (then clear the"
-            f" mount: umount -l {target}), or belongs to another user (then run this as root)",
-            errno.ENOTCONN,
-        )
+        raise UsageError(_without_daemon(target, mounted), errno.ENOTCONN)
     if not os.path.lexists(target):
         for entry, socket in registry.entries():
             if target == entry.volume_name:
                 return Mounted(entry, socket)
+        if known := registry.find_member(target):
+            return Mounted(*known)
         raise UsageError(
             f"{target} doesn't exist; name a mountpoint or any member of the volume", errno.ENOENT
         )
     try:
         label = read_label(target)
     except LabelMissing:
+        if known := registry.find_member(target):
+            return Mounted(*known)  # of one that was lost: something else is there now
         raise UsageError(
             f"{target} is neither the mountpoint of a raidfs volume nor a member of one;"
             " `raidfs-ctl list` tells what is mounted"
         ) from None
     found = registry.find_volume(label.volume_id)
     return Mounted(*found) if found else Unmounted(os.path.abspath(target), label)
+
+
+def _without_daemon(target: str, mounted: mounts.Mount) -> str:
+    if stale.is_dead(mounted):
+        return (
+            f"{target} is a stale mount: the daemon that served it has died. All that was durable"
+            f" by then is on the members. `raidfs-ctl umount {target}` takes the mount away; so"
+            " does mounting the volume there again"
+        )
+    return (
+        f"{target} is mounted, but its daemon can't be found: it belongs to another user (then run"
+        " this as root), or hangs"
+    )
 
 
 def read_label(path: str) -> Label:

@@ -12,7 +12,7 @@ import click
 
 from raidfs.cli import target
 from raidfs.cli.output import print_json
-from raidfs.daemon import mounts, registry
+from raidfs.daemon import mounts, registry, stale
 from raidfs.daemon.control import ControlClient, StopRequest, SyncRequest, WaitRequest
 from raidfs.errors import UsageError
 
@@ -57,6 +57,15 @@ def _check_seen_once(mountpoint: str) -> None:
 def unmount(where: str, force: bool, timeout_s: float | None) -> str:
     """Unmounts and waits until the volume is closed and its members are free. The mountpoint."""
     bound = mounts.mount_at(where)
+    if bound is not None and stale.is_dead(bound):
+        stale.clear(where)
+        click.echo(
+            f"the daemon that served {bound.mountpoint} had died: its stale mount was taken away."
+            " What was not durable by then is lost, all else is on the members; mount the volume"
+            " again",
+            err=True,
+        )
+        return bound.mountpoint
     if bound is not None and bound.kind == mounts.FILESYSTEM_TYPE and bound.root != "/":
         _take_away(bound.mountpoint)  # a snapshot, say; the volume stays mounted
         return bound.mountpoint
@@ -85,7 +94,10 @@ def umount_command(where: str, force: bool, timeout: float | None, as_json: bool
     """Unmount a volume and wait until everything is on its members.
 
     umount(8) and fusermount3 -u work too, but return before the daemon has written the last
-    changes; this returns when it has, and fails if it could not.
+    changes; this returns when it has, and fails if it could not. A mount whose daemon has died is
+    taken away, too, and that is said.
+
+    Exit code: 0 nothing is mounted there any more, 1 it is, or the last changes were not written.
 
     \b
     Example:

@@ -24,6 +24,7 @@ class Offer(Enum):
     VOLUME = auto()  # that, or a member of any
     SNAPSHOT = auto()  # of the volume, or of the group, that was named before
     MEMBER_OF = auto()  # number or path of a member of the volume that was named before
+    JOB = auto()  # of the volume that was named before
     GROUP = auto()
     MOUNT_OPTION = auto()
 
@@ -82,7 +83,8 @@ WORDS = {
     "POLICY": Word("auto, spare or manual."),
     "JOB": Word(
         "What goes on in the background: a kind (rebuild, replace, evacuate, scrub, convert,"
-        " rebalance), or one of them as `job list` shows it, such as rebuild:3."
+        " rebalance), or one of them as `job list` shows it, such as rebuild:3.",
+        Offer.JOB,
     ),
     "RATE": Word("Bytes a second, such as 50M; or none."),
     "SHELL": Word("The shell that is to complete: bash, zsh or fish."),

@@ -256,9 +256,12 @@ class Daemon:
             cleanup.callback(self.assembly.close)
             mounts.check_apart(self.mountpoint, (m.path for m in self.assembly.members.values()))
             label = self.assembly.label
-            paths = [member.path for member in self.assembly.members.values()]
             entry = registry.Entry(
-                label.volume_id, label.volume_name, self.mountpoint, os.getpid(), paths
+                label.volume_id,
+                label.volume_name,
+                self.mountpoint,
+                os.getpid(),
+                [each.path for each in label.members],
             )
             self.registration = await self._register(entry)
             cleanup.callback(self.registration.close)
@@ -340,6 +343,7 @@ class Daemon:
     async def _serve_mounted(self, cleanup: contextlib.ExitStack) -> None:
         try:
             self._events = EventService(self.store, self.mountpoint)
+            self.store.events.listeners.append(lambda _: self._tell_members())
             self._jobs = JobService(self.store)
             self._members = MemberService(
                 self.store, self.mountpoint, self.status, self._jobs.book.look
@@ -385,6 +389,11 @@ class Daemon:
                 log.exception("the daemon ends because of an error inside raidfs")
                 self.trouble = self.trouble or "an error inside raidfs; its log tells more"
             raise
+
+    def _tell_members(self) -> None:
+        """Where members are, to whoever looks for their volume: they come and go with events."""
+        with contextlib.suppress(OSError):
+            self.registration.tell_members([each.path for each in self.assembly.label.members])
 
     async def _metrics_server(
         self, metrics: MetricsService, cleanup: contextlib.ExitStack

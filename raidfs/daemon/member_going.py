@@ -27,10 +27,15 @@ from raidfs.daemon.member_requests import (
 from raidfs.errors import UsageError
 from raidfs.raid.create import size_text
 from raidfs.raid.label import MemberEntry
+from raidfs.store.works import Works
 
 
 class Going(Changes):
     """See the module."""
+
+    @property
+    def works(self) -> Works:
+        return self.store.mender.works
 
     # -- remove, evacuate -------------------------------------------------------------------------
 
@@ -74,7 +79,8 @@ class Going(Changes):
         await self.membership.tidy()
         if any(each.id == entry.id for each in self.label.members):
             turn.said.append(f"member {entry.id} ({entry.path}) is being emptied, then removed")
-            self.note("EvacuateStarted", entry.id, f"{entry.path} is to be removed")
+            if self.left([entry.id])[0]:
+                self.works.evacuates(entry.id, f"{entry.path} is to be removed")
         else:
             turn.said.append(f"member {entry.id} ({entry.path}) is no member any more")
 
@@ -93,7 +99,9 @@ class Going(Changes):
         async def act(turn: Turn) -> None:
             for entry in chosen:
                 await self.change(entry.id, role="evacuating")
-                self.note("EvacuateStarted", entry.id, moving(*self.left([entry.id])))
+                columns, nbytes = self.left([entry.id])
+                if columns:
+                    self.works.evacuates(entry.id, moving(columns, nbytes))
 
         answer = MemberAnswer("evacuate", False, said, [], sorted(ids), found.columns, found.nbytes)
         return Plan(msgspec.structs.replace(answer, jobs=_jobs(chosen, found.columns)), act)
@@ -106,12 +114,13 @@ class Going(Changes):
         ids = {entry.id for entry in chosen}
 
         async def act(turn: Turn) -> None:
+            for entry in chosen:
+                self.works.give_up(entry.id)
             for entry in self.label.members:
                 if entry.replaces in ids:
                     await self.change(entry.id, replaces=-1)
             for entry in chosen:
                 await self.change(entry.id, role="data")
-                self.note("EvacuateFinished", entry.id, "given up by command")
 
         said = [f"{named(chosen)} will stay, with what has not been moved yet"]
         return Plan(MemberAnswer("evacuate", False, said, [], sorted(ids)), act)

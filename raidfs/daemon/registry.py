@@ -28,7 +28,8 @@ ENTRY_BYTES_MAX = 1 << 20
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One mounted volume. `closing` says that its mount is gone and the last cut is being made."""
+    """One mounted volume. `members`: the paths of all, also of those that are lost. `closing` says
+    that its mount is gone and the last cut is being made."""
 
     volume_id: str
     volume_name: str
@@ -119,6 +120,11 @@ class Registration:
                 raise UsageError(busy_sentence(holder), errno=RaidfsError.errno)
             self._write(entry)
 
+    def tell_members(self, paths: list[str]) -> None:
+        """The members have changed."""
+        if self._fd >= 0 and paths != self.entry.members:
+            self._write(msgspec.structs.replace(self.entry, members=paths))
+
     def closing(self) -> None:
         """Tell that the mount is gone and only the last cut is under way."""
         self._write(msgspec.structs.replace(self.entry, closing=True))
@@ -187,6 +193,16 @@ def entries() -> Iterator[tuple[Entry, Path]]:
             entry = _read_live(path)
             if entry is not None:
                 yield entry, socket_path(path)
+
+
+def find_member(path: str) -> tuple[Entry, Path] | None:
+    """The live entry of the volume that has a member there, as its daemon knows it: whatever is at
+    that path now."""
+    wanted = os.path.abspath(path)
+    for entry, socket in entries():
+        if wanted in entry.members:
+            return entry, socket
+    return None
 
 
 def find_volume(volume_id: str) -> tuple[Entry, Path] | None:

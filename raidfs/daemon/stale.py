@@ -35,6 +35,7 @@ SETTLE_S = 5.0  # for those who waited when the daemon died, to hear of it
 POLL_S = 0.02
 UNMOUNT_S_MAX = 30.0
 FUSERMOUNT = "fusermount3"
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +55,21 @@ def clear(path: str) -> int:
     return cleared
 
 
+def is_dead(mounted: Mount) -> bool:
+    """A mount of ours, of which the daemon has certainly died. False: it lives, or nobody knows."""
+    if mounted.kind != FILESYSTEM_TYPE or _registered(mounted) is not None:
+        return False
+    return _ask(mounted) in DEAD
+
+
+def _registered(mounted: Mount) -> registry.Entry | None:
+    """The living daemon behind it, if the registry knows one."""
+    for entry, _ in registry.entries():
+        if mounts.is_of(mounted, entry.mountpoint):
+            return entry
+    return None
+
+
 def _raidfs_at(full: str) -> Mount | None:
     mounted = mounts.mount_at(full)
     return mounted if mounted is not None and mounted.kind == FILESYSTEM_TYPE else None
@@ -61,14 +77,13 @@ def _raidfs_at(full: str) -> Mount | None:
 
 def _refuse_if_alive(mounted: Mount) -> None:
     """Promise 1."""
-    for entry, _ in registry.entries():
-        if mounts.is_of(mounted, entry.mountpoint):
-            raise UsageError(
-                f"mountpoint {mounted.mountpoint} is busy: {registry.busy_sentence(entry)}",
-                errno.EBUSY,
-            )
+    if (entry := _registered(mounted)) is not None:
+        raise UsageError(
+            f"mountpoint {mounted.mountpoint} is busy: {registry.busy_sentence(entry)}",
+            errno.EBUSY,
+        )
     found = _ask(mounted)
-    if found not in (errno.ENOTCONN, errno.ECONNABORTED):
+    if found not in DEAD:
         answer = "its daemon doesn't answer" if found is None else "it is in use"
         raise UsageError(
             f"mountpoint {mounted.mountpoint} is busy: {mounted.source} is mounted there and"

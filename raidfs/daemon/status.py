@@ -237,18 +237,27 @@ def _sentences(condition: Condition, code: Code, state: State, errors: int) -> t
     if state == "DEGRADED":
         return _meaning(condition, code), _remedy(condition)
     if lost:
-        numbers = ", ".join(map(str, sorted(condition.lost)))
-        return (
-            f"{_count(lost, 'member')} lost ({numbers}), and everything has its full redundancy"
-            " without.",
-            "`raidfs-ctl member remove` takes it off the list; `member online` brings it back.",
-        )
+        return _needless(condition)
     if errors:
         return (
             "Members gave errors; what was damaged has been rebuilt from the rest.",
             "Nothing is lost. If a counter goes on rising, replace that member's hardware.",
         )
     return "", ""
+
+
+def _needless(condition: Condition) -> tuple[str, str]:
+    """Members are lost, and nothing is lacking."""
+    numbers, where = sorted(condition.lost), condition.mountpoint or "MOUNTPOINT"
+    listed, one = ", ".join(map(str, numbers)), len(numbers) == 1
+    return (
+        f"{'Member' if one else 'Members'} {listed} {'is' if one else 'are'} lost and"
+        f" {'holds' if one else 'hold'} nothing any more: all data is whole, with its full"
+        f" redundancy, on the others.",
+        f"`raidfs-ctl member remove {where} {' '.join(map(str, numbers))}` takes"
+        f" {'it' if one else 'them'} off the list, at once; `raidfs-ctl member online {where}"
+        f" {numbers[0]}` brings {'it' if one else 'one'} back.",
+    )
 
 
 def _meaning(condition: Condition, code: Code) -> str:

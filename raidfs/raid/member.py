@@ -149,6 +149,11 @@ class Member(abc.ABC):
         nothing is known of `out`. May be called where nothing may block; doesn't raise."""
         return False
 
+    @property
+    def tells_cached(self) -> bool:
+        """Its files can be asked for no more than is there without waiting."""
+        return self._tells_cached and not self.direct
+
     def column_open(self, zone: int, column: int, slot: int) -> None:
         """So that `column_descriptor` finds the column open."""
         return

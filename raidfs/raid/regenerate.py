@@ -1,17 +1,25 @@
-"""Whole columns made anew, many rows at once: the quick way of array.rebuild_rows.
+"""Whole columns made anew, many rows at once: the quick ways of array.rebuild_rows.
 
 Nearly all rows of a zone that lost a column are alike: the same columns are there to rebuild from,
-and nothing else is wrong with them. So each source is read in one go, and one pass over all of them
-gives the wanted cells and the checksums of everything. Rows in which something doesn't check are
-left to `Array.rebuild_rows`, which looks at each cell for itself, heals, counts and tells.
+and nothing else is wrong with them. So one pass over all of them gives the wanted cells and the
+checksums of everything. There are three ways, each for what the one before leaves over:
+
+    remake         reads, makes and writes in C, as far as nothing has to be waited for
+    regenerate     reads each source in one go, as Patience allows, then makes
+    rebuild_rows   (array.py) looks at each cell for itself, heals, counts and tells
 
  1. What is returned as good is as its CRC-32C says; absent cells are nobody's.
  2. Memory is taken once for all pieces (`Room`), since new memory costs as much as the reading.
+ 3. Each way gives the same cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +27,46 @@ import numpy.typing as npt
 from raidfs import native
 from raidfs.errors import MemberError
 from raidfs.raid.array import Array, ZoneMap, addresses_of
+from raidfs.raid.member import Member, said_of
 from raidfs.raid.patience import Late
 from raidfs.raid.rebuild import Bools, Cells, Crcs, runs
+from raidfs.steps import Goal, GoalFailed, Spot, make_columns
+
+NEAR_BYTES = 128 << 10  # of each column at once: all of them stay in the CPU's cache
+
+
+class Destination(NamedTuple):
+    """Where a column is to be written: rows of the zone from `first` on."""
+
+    column: int
+    member: Member
+    slot: int
+    first: int
+
+
+class DestinationFailed(Exception):
+    """Which of them, and why."""
+
+    def __init__(self, number: int, cause: MemberError) -> None:
+        self.number, self.cause = number, cause
 
 
 class Room:
     """Memory for pieces of columns of up to `rows` rows, one after the other."""
 
     def __init__(self, rows: int, cell_bytes: int) -> None:
+        self.rows = rows
         self._shape = (rows, cell_bytes)
         self._cells: dict[int, Cells] = {}
         self._made: Cells | None = None
+        self._near: Cells | None = None
+
+    def near(self, columns: int) -> Cells:
+        """Bytes for a few rows of so many columns."""
+        need = columns * max(NEAR_BYTES, self._shape[1])
+        if self._near is None or self._near.size < need:
+            self._near = native.aligned((need,))
+        return self._near[:need]
 
     def read(self, column: int, rows: int) -> Cells:
         """Where the column is read to."""
@@ -43,6 +80,93 @@ class Room:
         if self._made is None or self._made.size < need:
             self._made = native.aligned((columns * self._shape[0] * self._shape[1],))
         return self._made[:need].reshape(columns, rows, self._shape[1])
+
+
+def remake(
+    array: Array,
+    zone: ZoneMap,
+    row: int,
+    crcs: Crcs,
+    there: Bools,
+    lost: Sequence[int],
+    copied: Sequence[int],
+    destinations: Sequence[Destination],
+    room: Room,
+) -> Bools:
+    """As `regenerate`, and written, without waiting for any member that is read. Returns bool (n,):
+    rows that are done; of the others nothing is. Blocks. DestinationFailed."""
+    undone = np.zeros(len(there), dtype=np.bool_)
+    readable = functools.partial(array.around.readable, zone)
+    others = [c for c in range(zone.code.width) if c not in lost and readable(c) is not None]
+    solved = array_solution(zone, lost, others)
+    if (lost and solved is None) or not all(each.member.lends for each in destinations):
+        return undone
+    used, matrix = solved if solved is not None else ([], np.zeros((0, 0), np.uint8))
+    columns = [*used, *(column for column in copied if column not in used)]
+    coefficients = np.zeros((len(lost), len(columns)), np.uint8)
+    coefficients[:, : len(used)] = matrix
+    with contextlib.ExitStack() as stack:
+        sources = list[tuple[int, Spot]]()
+        for column in columns:
+            if (spot := _spot(array, zone, column, row, stack)) is None:
+                return undone
+            sources.append((column, spot))
+        goals = _goals(array, zone, row, destinations, stack)
+        near = room.near(len(columns) + len(lost))
+        try:
+            good = make_columns(
+                sources, lost, coefficients, goals, crcs, there, array.cell_bytes, near
+            )
+        except GoalFailed as failed:
+            it = destinations[failed.number]
+            with _of_destination(failed.number), said_of(it.member.path, _writing(zone, it)):
+                raise failed.error from None
+    done = there[good]
+    array.remade(int(done[:, columns].sum()), int(done[:, list(lost)].sum()))
+    return good
+
+
+def _spot(
+    array: Array, zone: ZoneMap, column: int, row: int, stack: contextlib.ExitStack
+) -> Spot | None:
+    """Where to read the column, as long as `stack` lasts; None: not without waiting."""
+    member = array.around.readable(zone, column)
+    if member is None or not (member.never_waits or member.tells_cached):
+        return None
+    found = member.column_descriptor(zone.zone, column, zone.columns[column][1])
+    if found is None:
+        return None
+    fd, start = found
+    stack.callback(os.close, fd)
+    return Spot(fd, not member.never_waits, start + row * array.cell_bytes)
+
+
+def _goals(
+    array: Array,
+    zone: ZoneMap,
+    row: int,
+    destinations: Sequence[Destination],
+    stack: contextlib.ExitStack,
+) -> list[Goal]:
+    goals = []
+    for number, it in enumerate(destinations):
+        with _of_destination(number):
+            place = stack.enter_context(it.member.column_borrow(zone.zone, it.column, it.slot))
+        spot = Spot(place.fd, False, place.offset_bytes + row * array.cell_bytes)
+        goals.append(Goal(it.column, max(0, it.first - row), spot))
+    return goals
+
+
+def _writing(zone: ZoneMap, destination: Destination) -> str:
+    return f"writing {zone.zone:08x}.{destination.column}"
+
+
+@contextlib.contextmanager
+def _of_destination(number: int) -> Iterator[None]:
+    try:
+        yield
+    except MemberError as error:
+        raise DestinationFailed(number, error) from error
 
 
 def regenerate(

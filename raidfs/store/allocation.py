@@ -7,6 +7,8 @@ when not even that fits are columns of a new zone missing from the start.
  1. A slot is somebody's from `take` until it is given back; those of lost members, too.
  2. Spares and members that leave get no columns of new zones.
  3. Members that share a file system share its room, and some of it is left for the metadata.
+ 4. Who takes the place of another keeps room for all columns that lie there: nothing else, new or
+    moved, goes into it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Allocation:
         self.slots = {member: Slots(total) for member, total in slots.items()}
         self.closed_to: frozenset[int] = frozenset()  # promise 2
         self.domains: dict[int, str] = {}
+        self.replaced: dict[int, int] = {}  # by whom
         self.asking = Asking(array.patience)
         self._full: dict[int, float] = {}  # members that couldn't make a column, and when
         self._room_cache: tuple[float, dict[int, int]] = (-1.0, {})
@@ -68,6 +71,7 @@ class Allocation:
         self.code = code_for(parameters.level, parameters.width)
         self.closed_to = frozenset(each.id for each in entries if each.role != "data")
         self.domains = {each.id: each.domain for each in entries if each.domain}
+        self.replaced = {each.id: each.replaces for each in entries if each.replaces >= 0}
         self.changed()
 
     def changed(self) -> None:
@@ -97,16 +101,29 @@ class Allocation:
         state = self.array.states.get(member)
         return state is not None and state.state == "online"
 
+    def owed(self, member: int) -> int:
+        """Columns that are still to come to it from those that it replaces (promise 4)."""
+        count, known = 0, {member}
+        while (member := self.replaced.get(member, -1)) not in known and member in self.slots:
+            count += self.slots[member].used
+            known.add(member)
+        return count
+
+    def _room(self, member: int, rooms: dict[int, int], none: int = 0) -> int:
+        """For new columns; `none`: of a member that doesn't tell its room."""
+        room = min(len(self.slots[member].free), rooms.get(member, none))
+        return room - self.owed(member) if self.replaced else room
+
     def for_column(
         self, members: Iterable[int], others: Iterable[int], wished: Iterable[int] = ()
     ) -> list[int]:
         """Members that a column of a zone could go to, the best first. None of `members`, who have
         one; `others`: those whose columns stay. `wished`: before all others, closed or not."""
         self._ask_again()
-        have, rooms = set(members), self._rooms()
+        have, rooms, wished = set(members), self._rooms(), list(wished)
         free = {
-            member: min(len(slots.free), rooms.get(member, 0))
-            for member, slots in self.slots.items()
+            member: self.room_of(member) if member in wished else self._room(member, rooms)
+            for member in self.slots
             if member not in have and self.online(member) and member not in self._full
         }
         taken = [self.domains[each] for each in others if each in self.domains]
@@ -135,8 +152,8 @@ class Allocation:
         self._ask_again()
         rooms = self._rooms()
         free = {
-            member: min(len(slots.free), rooms.get(member, 0))
-            for member, slots in self.slots.items()
+            member: self._room(member, rooms)
+            for member in self.slots
             if self.online(member) and member not in self._full and member not in self.closed_to
         }
         free = {member: count for member, count in free.items() if count > 0}
@@ -198,8 +215,8 @@ class Allocation:
         """Columns that each member could take that gets columns of new zones."""
         rooms = self._rooms()
         return {
-            member: min(len(slots.free), rooms.get(member, 0))
-            for member, slots in self.slots.items()
+            member: max(0, self._room(member, rooms))
+            for member in self.slots
             if self.online(member) and member not in self.closed_to
         }
 
@@ -221,7 +238,7 @@ class Allocation:
             return 0
         rooms = self._rooms()
         code, members = self.shape()
-        free_slots = [min(len(self.slots[m].free), rooms.get(m, 1 << 40)) for m in members]
+        free_slots = [max(0, self._room(m, rooms, 1 << 40)) for m in members]
         return usable_zones(free_slots, code)
 
     def member(self, member: int) -> Member:

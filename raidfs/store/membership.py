@@ -65,6 +65,8 @@ class Membership:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._turn = trio.Lock()
+        self._all_forgotten = False  # promise 3, after a crash in between
+        self._clearing = False  # labels are about to say `uneven` no more
 
     def entry(self, member: int) -> MemberEntry:
         """Its line in the labels. UsageError: there is none."""
@@ -201,6 +203,8 @@ class Membership:
             table = without_heirs(store.assembly.label.members, number)
             if table != store.assembly.label.members:  # nobody need replace it any more
                 await self._labels(store.assembly.retable, table)
+            async with store.space.allocating:
+                pass  # a zone that was being made without it has been made: the mender sees it
             await store.cut_with(lambda _: store.losses.back(number))
         store.mender.wake()
         return believed
@@ -240,12 +244,17 @@ class Membership:
 
     async def _uneven(self, uneven: bool) -> None:
         parameters = self.store.assembly.label.parameters
-        if parameters.uneven != uneven:
+        if parameters.uneven == uneven:
+            return
+        self._clearing = not uneven
+        try:
             await self._parameters(msgspec.structs.replace(parameters, uneven=uneven))
+        finally:
+            self._clearing = False
 
     async def be_uneven(self) -> bool:
-        """The labels say it. False: they did so already."""
-        if self.store.assembly.label.parameters.uneven:
+        """The labels say it. False: they did so already, and nobody is about to change that."""
+        if self.store.assembly.label.parameters.uneven and not self._clearing:
             return False
         async with self._turn:
             await self._uneven(True)
@@ -306,6 +315,7 @@ class Membership:
         that somebody replaced, and those that never came to be (a crash came first)."""
         store = self.store
         async with self._turn:
+            await self._forget_removed()
             table = store.assembly.label.members
             heirs = {entry.replaces for entry in table if entry.replaces >= 0}
             for entry in table:
@@ -316,8 +326,8 @@ class Membership:
                 if self.columns_of(entry.id):
                     if not store.mender.works.left_bytes:
                         store.request_cut()  # nobody needs these zones: with that they go
-                elif await self._remove(entry.id) and not unborn:
-                    store.events.note("MemberRemoved", entry.id, entry.path)
+                else:
+                    await self._remove(entry.id, told=not unborn)
             await self._uneven(self._is_uneven())
 
     def _other_codes(self) -> bool:
@@ -327,7 +337,29 @@ class Membership:
         zones = (*self.store.space.zones.values(), *self.store.space.limbo.values())
         return any(zone.map.code.tolerance != tolerance for zone in zones)
 
-    async def _remove(self, number: int) -> bool:
+    async def _forget_removed(self) -> None:
+        """Of members that labels don't know any more, as a crash left them."""
+        if self._all_forgotten:
+            return
+        known = {entry.id for entry in self._table()}
+        for number in self.store.meta.member_counters().keys() - known:
+            await self._forget_all(number, f"it was member {number}", told=True)
+        self._all_forgotten = True
+
+    async def _forget_all(self, number: int, text: str, told: bool) -> None:
+        """Promise 3; in the same transaction it is told, so that is done once."""
+        store = self.store
+
+        def forget(_: int) -> None:
+            store.losses.back(number)
+            store.meta.drop_member(number)
+            if told:
+                store.mender.works.gone(number)
+                store.events.note("MemberRemoved", number, text)
+
+        await store.cut_with(forget)
+
+    async def _remove(self, number: int, told: bool = True) -> bool:
         """It has no columns, and is to be no member any more. False: it got some, or somebody may
         still read there."""
         store, entry = self.store, self.entry(number)
@@ -349,12 +381,7 @@ class Membership:
             raise
         store.mirror.recorded(number)
         self._forget(number)
-
-        def forget(_: int) -> None:
-            store.losses.back(number)
-            store.meta.drop_member(number)
-
-        await store.cut_with(forget)
+        await self._forget_all(number, entry.path, told)
         log.info("member %d is no member any more", number)
         return True
 

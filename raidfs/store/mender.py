@@ -31,7 +31,9 @@ loss the work goes on with what there is. A column is
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -46,6 +48,7 @@ from .spares import Spares
 from .works import Works
 
 if TYPE_CHECKING:
+    from ..raid.array import ZoneMap
     from ..raid.label import MemberEntry
     from .space import Zone
     from .store import Store
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("raidfs.mender")
 
 Found = tuple["Zone", dict[int, Why]]
+Following = Callable[[], tuple["Zone", list[Task]] | None]
 LOOK_S = 5.0  # between looks, if nobody asks
 HELD_UP_S = 0.05
 PASSED_OVER_S = 30.0  # a zone that can't be mended now
@@ -91,6 +95,9 @@ class Mender:
         self.paused = self.settings.paused
         self.mending = Mending(store, self.pace)
         self.works = Works(store)
+        self.mending.on_begun = lambda work: self._begun(
+            work.map, [task.column for task in work.tasks if task.why != "wished"]
+        )
         self.spares = Spares(store)
         self.broken: str | None = None
         self.wishes: dict[tuple[int, int], int] = {}  # zone and column -> member
@@ -147,6 +154,8 @@ class Mender:
         while self.mending.uses(member):
             if self.mending.makes(member):
                 self.mending.stop()
+            if self.mending.work is None:
+                await self.mending.leave_ahead()
             await trio.sleep(HELD_UP_S)
             await self.mending.give_back()
 
@@ -327,9 +336,15 @@ class Mender:
 
     async def _pass(self, found: list[Found]) -> Literal["mended", "held up", "stalled"]:
         """Each zone once, as long as nothing else is to be done first."""
+        try:
+            return await self._each(found)
+        finally:
+            await self.mending.leave_ahead()
+
+    async def _each(self, found: list[Found]) -> Literal["mended", "held up", "stalled"]:
         mended = held_up = False
         self._stalled, stalled = "", ""
-        for zone, _ in found:
+        for at, (zone, _) in enumerate(found):
             if self._again or not self._may():
                 return "mended"
             number, now = zone.map.zone, trio.current_time()
@@ -341,26 +356,47 @@ class Mender:
                 continue
             if not why:
                 continue
-            tasks = self._plan(zone, why)
+            tasks = self.mending.tasks_ahead(zone, why) or self._plan(zone, why)
+            following = functools.partial(self._following, found, at + 1)
             if not tasks:
                 stalled = stalled or self.settings.why_no_place
             elif zone.placed:  # rows of it are being written, which nobody knows yet
                 held_up = True
-            elif await self._one(zone, why, tasks):
+            elif await self._one(zone, why, tasks, following):
                 mended = True
         if mended:
             return "mended"
         self._stalled = "" if held_up else stalled
         return "held up" if held_up else "stalled"
 
-    async def _one(self, zone: Zone, why: dict[int, Why], tasks: list[Task]) -> bool:
+    def _following(self, found: list[Found], at: int) -> tuple[Zone, list[Task]] | None:
+        """What is next by all that is known now, if it is a column to be made elsewhere."""
+        if self._again or at >= len(found):
+            return None
+        zone, entries = found[at][0], self._entries()
+        number, now = zone.map.zone, trio.current_time()
+        if self.store.space.zones.get(number) is not zone or self._passed.get(number, 0) > now:
+            return None
+        why = self._why(zone, entries)
+        if not why or {*why.values()} - {"lost", "leaving"} or self._to_be_emptied(zone, why):
+            return None
+        if zone.placed or not self.store.space.readable(zone):
+            return None
+        tasks = self._plan(zone, why)
+        return (zone, tasks) if len(tasks) == len(why) else None
+
+    async def _one(
+        self, zone: Zone, why: dict[int, Why], tasks: list[Task], following: Following
+    ) -> bool:
         """False: not now."""
         number = zone.map.zone
         if await self._emptied_instead(zone, why):
+            self._begun(zone.map, why)
             return True
         if await self.store.membership.be_uneven():  # promise 9
             return True  # that took a while: to be looked at again
-        work = Work(zone, zone.map, zone.fill, tasks, len(self.store.array.losses))
+        losses = len(self.store.array.losses)
+        work = Work(zone, zone.map, zone.fill, tasks, losses, following=following)
         try:
             await self.mending.mend(work)
         finally:
@@ -368,11 +404,17 @@ class Mender:
                 self.wishes.pop((number, task.column), None)
         self._mended += len(work.made)
         for task in work.made:
-            self.works.made(work.map.columns[task.column][0], task.why, work.fill - task.first)
+            owner, cells = work.map.columns[task.column][0], work.fill - task.first
+            self.works.made(number, task.column, owner, task.why, cells)
         if not work.made:
             wait = PASSED_OVER_S if zone.fill == work.fill else LOOK_S
             self._passed[number] = trio.current_time() + wait
         return bool(work.made)
+
+    def _begun(self, zone: ZoneMap, columns: Iterable[int]) -> None:
+        """These are being made anew, or emptied with their zone."""
+        owners = [(column, zone.columns[column][0]) for column in columns]
+        self.works.begins(zone.zone, owners)
 
     async def _empty(self, zone: Zone) -> bool:
         """What lives there takes less than a zone."""
@@ -386,14 +428,18 @@ class Mender:
         finally:
             space.reserve.owed = 0
 
+    def _to_be_emptied(self, zone: Zone, why: dict[int, Why]) -> bool:
+        reserve, number, now = self.store.space.reserve, zone.map.zone, trio.current_time()
+        if zone.room_cells or self._emptied.get(number, 0) > now or "wished" in why.values():
+            return False
+        cells = zone.map.rows * zone.map.code.k
+        return 2 * reserve.bound(zone) <= cells and bool(reserve.gain(zone))
+
     async def _emptied_instead(self, zone: Zone, why: dict[int, Why]) -> bool:
         """Promise 3. A zone less than half of which lives costs less to empty: each row mended is
         k cells read and one written, each cell moved is one read and (k + m) / k written."""
         space, number, now = self.store.space, zone.map.zone, trio.current_time()
-        if zone.room_cells or self._emptied.get(number, 0) > now or "wished" in why.values():
-            return False
-        cells = zone.map.rows * zone.map.code.k
-        if 2 * space.reserve.bound(zone) > cells or not space.reserve.gain(zone):
+        if not self._to_be_emptied(zone, why):
             return False
         if space.reserve.owed or await self._empty(zone):
             return not space.reserve.owed

@@ -1,15 +1,19 @@
 """One zone after the other that is mended: places for its columns, their rows, the commit.
 
 Promises 1, 2 and 8 of mender.py are kept here; who decides what is to be made, and where, is there.
+
+While the rows of a zone are made the next one's columns get their room (`_Ahead`), which can take
+as long. Nothing refers to that until it is that zone's turn; if it never comes, or another way than
+was thought, the room is given back.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
@@ -17,7 +21,7 @@ from ..errors import MemberError, MemberFull, RaidfsError
 from ..raid.array import ZoneMap
 from ..raid.regenerate import Room
 from .pace import Pace
-from .pieces import TargetFailed, make_piece, sync_targets, write_piece
+from .pieces import TargetFailed, Targets, make_rows, sync_targets
 
 if TYPE_CHECKING:
     from ..raid.member import Member
@@ -26,8 +30,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raidfs.mender")
 
+Result = TypeVar("Result")
 Why = Literal["lost", "stale", "leaving", "wished"]
 PIECE_BYTES = 2 << 20  # of each column, read and written at once
+STEP_PIECES = 4  # where nothing waits, and no user: as many without a pause
+STEPS_AHEAD = 2  # of these at once
+ALONE_S = 0.05
 ROUNDS_MAX = 8  # for rows that come while a column is being copied
 HELD_UP_S = 0.05
 PAGES_TO_RECORD = 64  # of the metadata, that moving the columns of a zone may dirty
@@ -60,6 +68,29 @@ class Work:
     epoch: int = 0
     ended: bool = False  # whatever comes now, comes too late
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    following: Callable[[], tuple[Zone, list[Task]] | None] = lambda: None
+
+
+@dataclass(slots=True, eq=False)
+class _Ahead:
+    """Room for the columns of the zone that comes next. `whole`: all of it is there."""
+
+    zone: Zone
+    map: ZoneMap
+    tasks: list[Task]
+    slots: dict[int, int] = field(default_factory=dict)
+    whole: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Going:
+    """Once through the rows of a zone; those below `row` were taken."""
+
+    row: int
+    beyond: int = 0
+    gone: bool = False  # the zone is
+    errors: list[RaidfsError] = field(default_factory=list)
+    through: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +114,10 @@ class Mending:
         self.done_bytes = 0
         self.beyond: dict[int, int] = {}  # zones: rows beyond redundancy, as last told
         self.old: list[_Old] = []
-        self._rooms: tuple[Room, Room] | None = None
+        self.on_begun: Callable[[Work], None] = lambda work: None  # it has places
+        self.ahead: _Ahead | None = None
+        self._rooms: list[Room] = []
+        self._pacing = trio.Lock()
 
     def begin(self) -> None:
         self.done_bytes = 0
@@ -91,7 +125,7 @@ class Mending:
 
     def end(self) -> None:
         """For a while there is nothing to be made."""
-        self._rooms = None
+        self._rooms = []
 
     def stop(self) -> None:
         """What is under way is given up soon."""
@@ -99,8 +133,9 @@ class Mending:
             self.work.scope.cancel()
 
     def makes(self, member: int) -> bool:
-        """Something is being made there."""
-        return self.work is not None and any(t.member == member for t in self.work.tasks)
+        """Something is being made there, or about to be."""
+        works = [it for it in (self.work, self.ahead) if it is not None]
+        return any(task.member == member for it in works for task in it.tasks)
 
     def uses(self, member: int) -> bool:
         """Or somebody may still read an old column there."""
@@ -114,6 +149,7 @@ class Mending:
         try:
             with work.scope:
                 if await self._make_places(work):
+                    self.on_begun(work)
                     for _ in range(ROUNDS_MAX):
                         if not await self._fill(work):
                             break
@@ -131,6 +167,10 @@ class Mending:
 
     async def _make_places(self, work: Work) -> bool:
         """Slots and columns. False: there is no room."""
+        if self._is_ahead(work.zone, work.tasks) and self.ahead is not None:
+            work.slots, self.ahead = self.ahead.slots, None
+            return True
+        await self.leave_ahead()
         allocation, store = self.store.space.allocation, self.store
         nbytes = work.map.rows * store.cell_bytes
         for task in work.tasks:
@@ -173,66 +213,73 @@ class Mending:
         return state.member
 
     async def _fill(self, work: Work) -> bool:
-        """The columns' rows, in pieces: while one is written the next is made. Then their syncs.
+        """The columns' rows, several steps at once, and room for what comes next. Then their syncs.
         MemberError: of a target, which is lost by it. False: the zone is gone."""
-        store, number = self.store, work.map.zone
+        number = work.map.zone
         targets = [(task, self._target(task), work.slots[task.column]) for task in work.tasks]
-        most = max(1, PIECE_BYTES // store.cell_bytes)
-        rooms = self._rooms or (Room(most, store.cell_bytes), Room(most, store.cell_bytes))
-        self._rooms, beyond, write = rooms, 0, None
-        first = max(work.start, min(task.first for task in work.tasks))
-        for at, row in enumerate(range(first, work.fill, most)):
-            if store.space.zones.get(number) is not work.zone:
-                return False
-            count = min(most, work.fill - row)
-            crcs = store.meta.crcs(number, row, count)
-            there = store.reader.present(work.zone, row, count)
-            make = functools.partial(
-                store.offload, make_piece, store.array, work.map, work.tasks, row, crcs, there,
-                rooms[at % 2],
-            )  # fmt: skip
-            piece, _ = await self._both(make, write)
-            beyond += piece.beyond
-            write = functools.partial(self._write, work, targets, piece)
-            nbytes = sum(max(0, row + count - max(row, t.first)) for t in work.tasks)
-            self.done_bytes += nbytes * store.cell_bytes
-            await self.pace.turn(nbytes * store.cell_bytes)
-        if write is not None:
-            await write()
+        going = _Going(max(work.start, min(task.first for task in work.tasks)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lay_ahead, work)
+            for at in range(STEPS_AHEAD):
+                nursery.start_soon(self._steps, work, targets, going, at)
+        if going.errors:
+            raise going.errors[0]
+        if going.gone:
+            return False
         await self._guarded(sync_targets, work.map, targets)
-        if beyond and self.beyond.get(number) != beyond:
-            self.beyond[number] = beyond
-            log.error("zone %d: %d rows are beyond redundancy", number, beyond)
+        if going.beyond and self.beyond.get(number) != going.beyond:
+            self.beyond[number] = going.beyond
+            log.error("zone %d: %d rows are beyond redundancy", number, going.beyond)
         return True
 
-    async def _both(
-        self, make: Callable[[], Awaitable[Any]], write: Callable[[], Awaitable[Any]] | None
-    ) -> tuple[Any, None]:
-        """At the same time; what either raised."""
-        if write is None:
-            return await make(), None
-        errors, made = list[Exception](), list[Any]()
-
-        async def attempt(action: Callable[[], Awaitable[Any]]) -> None:
+    async def _steps(self, work: Work, targets: Targets, going: _Going, at: int) -> None:
+        """Several of these share the rows; where pauses are wanted, the first does it all."""
+        store, size = self.store, self.store.cell_bytes
+        while going.row < work.fill and not going.errors and not going.gone:
+            most, alone = self._step(work, len(targets))
+            if alone and at:
+                with trio.move_on_after(ALONE_S):
+                    await going.through.wait()
+                continue
+            if store.space.zones.get(work.map.zone) is not work.zone:
+                going.gone = True
+                break
+            row, count = going.row, min(max(1, most // size), work.fill - going.row)
+            going.row += count
+            crcs = store.meta.crcs(work.map.zone, row, count)
+            there = store.reader.present(work.zone, row, count)
             try:
-                made.append((action, await action()))
+                going.beyond += await self._guarded(
+                    make_rows, store.array, work.map, targets, row, crcs, there, self._room(at)
+                )
             except RaidfsError as error:
-                errors.append(error)
+                going.errors.append(error)
+                break
+            nbytes = size * sum(max(0, row + count - max(row, t.first)) for t in work.tasks)
+            self.done_bytes += nbytes
+            async with self._pacing:
+                await self.pace.turn(nbytes)
+        going.through.set()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(attempt, write)
-            nursery.start_soon(attempt, make)
-        if errors:
-            raise errors[0]
-        return next(result for action, result in made if action is make), None
+    def _step(self, work: Work, columns: int) -> tuple[int, bool]:
+        """Bytes of each column, and whether in one step at a time. Members that are to be waited
+        for are asked for no more than a piece at once."""
+        present = [self.store.array.present(work.map, c) for c in range(work.map.code.width)]
+        quick = all(member is None or (member.lends and member.never_waits) for member in present)
+        most = PIECE_BYTES * STEP_PIECES if quick else PIECE_BYTES
+        return self.pace.step(most, PIECE_BYTES, columns)
 
-    async def _write(self, work: Work, targets: Sequence[Any], piece: Any) -> None:
-        await self._guarded(write_piece, work.map, targets, piece)
+    def _room(self, at: int) -> Room:
+        size = self.store.cell_bytes
+        while len(self._rooms) <= at:
+            self._rooms.append(Room(max(1, PIECE_BYTES // size), size))
+        return self._rooms[at]
 
-    async def _guarded(self, action: Callable[..., None], *arguments: object) -> None:
+    async def _guarded(self, action: Callable[..., Result], *arguments: object) -> Result:
         """In a thread. A target that fails is lost. MemberError."""
         try:
-            await self.store.offload(action, *arguments)
+            result: Result = await self.store.offload(action, *arguments)
+            return result
         except TargetFailed as failed:
             await self._lost(failed.member, failed.cause)
             raise failed.cause from None
@@ -290,6 +337,51 @@ class Mending:
             else:
                 await self._remove(work.map.zone, task.column, task.member, work.slots[task.column])
         await self.give_back()
+
+    # -- the next zone ----------------------------------------------------------------------------
+
+    async def _lay_ahead(self, work: Work) -> None:
+        """Room for what `work.following` says. What fails is tried again when it is needed."""
+        store, slots = self.store, self.store.space.allocation.slots
+        if self.ahead is not None or self.pace.busy or self.pace.limit_bytes_s:
+            return
+        if (following := work.following()) is None:
+            return
+        zone, tasks = following
+        ahead = self.ahead = _Ahead(zone, zone.map, tasks)
+        nbytes = zone.map.rows * store.cell_bytes
+        for task in tasks:
+            if task.why == "stale" or not slots[task.member].free:
+                return
+            slot = ahead.slots[task.column] = slots[task.member].take()
+            try:
+                create = self._target(task).column_create
+                await store.offload(create, zone.map.zone, task.column, slot, nbytes)
+            except MemberError:
+                return
+        ahead.whole = True
+
+    def tasks_ahead(self, zone: Zone, why: dict[int, Why]) -> list[Task]:
+        """What was thought of for this zone, if that is still what is to be done."""
+        tasks = self.ahead.tasks if self.ahead is not None else []
+        same = {task.column: task.why for task in tasks} == why
+        return tasks if same and self._is_ahead(zone, tasks) else []
+
+    def _is_ahead(self, zone: Zone, tasks: list[Task]) -> bool:
+        """Room for this was made, and its members are still there."""
+        ahead, online = self.ahead, self.store.space.online
+        if ahead is None or not ahead.whole or ahead.zone is not zone or ahead.map is not zone.map:
+            return False
+        return tasks == ahead.tasks and all(online(task.member) for task in tasks)
+
+    async def leave_ahead(self) -> None:
+        """It is not wanted any more."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            with trio.CancelScope(shield=True):
+                for task in ahead.tasks:
+                    if (slot := ahead.slots.get(task.column)) is not None:
+                        await self._remove(ahead.map.zone, task.column, task.member, slot)
 
     async def give_back(self) -> None:
         """Old places: promise 1. If the volume has failed nobody knows what is durable."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TURN_S = 0.002  # of work without a pause
 PAUSE_BUSY, PAUSE_IDLE = 2.0, 0.0
 PAUSE_S_MAX = 0.5
+LIMIT_STEP_S = 0.2  # of work at the limit, in one step
 RATE_S = 10.0  # rates are those of about so long
 
 
@@ -37,6 +38,21 @@ class Pace:
         self._begun, self._debt_s, self.rate_bytes_s = trio.current_time(), 0.0, 0.0
         self._since_bytes = 0
 
+    @property
+    def busy(self) -> bool:
+        """Users write, or wait."""
+        return self.store.pages.open_files > 0 or self.store.users_busy()
+
+    def step(self, most: int, most_busy: int, columns: int) -> tuple[int, bool]:
+        """How many bytes of each of so many columns to do before the next turn, and whether in one
+        step at a time: little while users are there, or where the limit would make long pauses of
+        much."""
+        if self.busy:
+            most = most_busy
+        if self.limit_bytes_s:
+            return min(most, int(self.limit_bytes_s * LIMIT_STEP_S) // columns), True
+        return most, self.busy
+
     async def turn(self, nbytes: int) -> None:
         """So many bytes were made since the last turn."""
         await trio.lowlevel.checkpoint()
@@ -44,8 +60,7 @@ class Pace:
         worked = trio.current_time() - self._begun
         if worked <= TURN_S and not self.limit_bytes_s:
             return
-        busy = self.store.pages.open_files > 0 or self.store.users_busy()
-        pause = min(worked * (PAUSE_BUSY if busy else PAUSE_IDLE), PAUSE_S_MAX)
+        pause = min(worked * (PAUSE_BUSY if self.busy else PAUSE_IDLE), PAUSE_S_MAX)
         if self.limit_bytes_s:
             due = self._since_bytes / self.limit_bytes_s
             self._debt_s = max(0.0, self._debt_s + due - worked)

@@ -1,4 +1,8 @@
-"""What the mender does in threads: pieces of columns, made and written."""
+"""What the mender does in threads: rows of columns, made and written.
+
+The quick way (`remake`) takes all rows of a step at once, and says which are done; what it leaves
+is made piece by piece.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from ..errors import MemberError
 from ..raid.array import Array, ZoneMap, addresses_of
 from ..raid.member import Member
 from ..raid.rebuild import Bools, Cells, runs
-from ..raid.regenerate import Room, regenerate
+from ..raid.regenerate import Destination, DestinationFailed, Room, regenerate, remake
 
 
 class Target(Protocol):
@@ -50,6 +54,40 @@ class Piece:
     beyond: int
 
 
+def make_rows(
+    array: Array,
+    zone: ZoneMap,
+    targets: Targets,
+    row: int,
+    crcs: npt.NDArray[np.uint32],
+    there: Bools,
+    room: Room,
+) -> int:
+    """Rows from `row` on of all columns wanted, to where they go. Returns how many could not be
+    had. TargetFailed."""
+    tasks = [task for task, _, _ in targets]
+    lost, copied = _ways(tasks)
+    goals = [Destination(task.column, member, slot, task.first) for task, member, slot in targets]
+    try:
+        done = remake(array, zone, row, crcs, there, lost, copied, goals, room)
+    except DestinationFailed as failed:
+        raise TargetFailed(tasks[failed.number].member, failed.cause) from failed
+    beyond = 0
+    for begin, end in runs(~done):
+        for first in range(begin, end, room.rows):
+            part = slice(first, min(end, first + room.rows))
+            piece = make_piece(array, zone, tasks, row + first, crcs[part], there[part], room)
+            write_piece(zone, targets, piece)
+            beyond += piece.beyond
+    return beyond
+
+
+def _ways(tasks: Sequence[Target]) -> tuple[list[int], list[int]]:
+    """Columns that are rebuilt, and those that are copied as long as they can be read."""
+    copied = [task.column for task in tasks if task.why in ("leaving", "wished")]
+    return [task.column for task in tasks if task.column not in copied], copied
+
+
 def make_piece(
     array: Array,
     zone: ZoneMap,
@@ -60,8 +98,7 @@ def make_piece(
     room: Room,
 ) -> Piece:
     """Rows of all columns wanted, from what is left of them."""
-    copied = [task.column for task in tasks if task.why in ("leaving", "wished")]
-    lost = [task.column for task in tasks if task.column not in copied]
+    lost, copied = _ways(tasks)
     content, good = regenerate(array, zone, row, crcs, there, lost, copied, room)
     return Piece(row, content, there & good[:, None], int((~good).sum()))
 

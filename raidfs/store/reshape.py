@@ -27,6 +27,7 @@ import msgspec
 import trio
 
 from ..errors import RaidfsError, UsageError
+from . import stalls
 from .evening import Evening
 from .pace import Pace
 from .shape import Old, fill_of, fits
@@ -200,7 +201,7 @@ class Reshape:
         seconds = round(left / rate) if rate and state == "running" else None
         reason = self.broken or (self._reason if state in ("waiting", "stalled") else "")
         if state == "stalled" and not self._writable:
-            reason = self.store.failed or "the volume is mounted read-only"
+            reason = stalls.not_writable(self.store, len(zones), left)
         if state == "paused":
             reason = "paused by command; `raidfs-ctl job resume` goes on with it"
         return ReshapeStatistics(
@@ -231,7 +232,7 @@ class Reshape:
                 while self._may() and await self._step():
                     pass
             except RaidfsError as error:  # the store failed, or the metadata is full
-                self._hold_up(str(error))
+                self._hold_up(self._explained(error))
                 log.warning("change of shape was given up for now: %s", error)
             except Exception:
                 log.exception("the change of shape met an error of raidfs itself")
@@ -293,6 +294,11 @@ class Reshape:
         self._kind, self._last, self._reason = None, self._kind, ""
         self.evening.forget()
 
+    def _explained(self, error: RaidfsError) -> str:
+        if self._kind == "rebalance":
+            return stalls.of_rebalance(error, len(self.evening.moves), self.evening.left_bytes)
+        return stalls.of_conversion(error, self.store, self.unwanted_zones())
+
     def _hold_up(self, reason: str, *, waits: bool = False) -> None:
         self._reason, self._waits = reason, waits
 
@@ -329,18 +335,18 @@ class Reshape:
             return True
         now, held_up = trio.current_time(), False
         self._passed = {zone: until for zone, until in self._passed.items() if until > now}
-        reason = "some zones could not be emptied just now"
+        reason, waits = "some zones could not be emptied just now", True
         for zone in reversed(self._order):
             if zone.map.zone in self._passed or space.zones.get(zone.map.zone) is not zone:
                 continue
             if zone.holds or zone.placed:
                 held_up = True
             elif not space.readable(zone):
-                reason = "some zones have lost more than their code survives"
+                reason, waits = stalls.beyond(space, self._order), False
             elif not self._has_room(zone):
-                reason = self._full(zone)
+                reason, waits = stalls.full(space, self._needed_zones(zone) + 1), False
             elif not await space.close(zone):
-                reason = "writers were promised what room there is: free some, or add members"
+                reason, waits = stalls.promised(space), False
             else:
                 self._hold_up("")
                 await self._empty(zone)
@@ -348,7 +354,7 @@ class Reshape:
         if held_up:
             await trio.sleep(HELD_UP_S)
             return True
-        self._hold_up(reason)
+        self._hold_up(reason, waits=waits)
         return False
 
     async def _collect(self) -> None:
@@ -387,17 +393,6 @@ class Reshape:
         code, _ = space.allocation.shape()
         free = space.allocation.free_slots()
         return fits(old, free, code, space.rows_per_zone, space.reserve.room_cells)
-
-    def _full(self, zone: Zone) -> str:
-        space = self.store.space
-        code, _ = space.allocation.shape()
-        needed = (self._needed_zones(zone) + 1) * space.rows_per_zone * space.parameters.cell_bytes
-        free = sorted(space.allocation.free_slots().values(), reverse=True)[: code.width]
-        least = min(free, default=0) * space.rows_per_zone * space.parameters.cell_bytes
-        return (
-            f"too little room: {needed >> 10} KiB are needed on each of {code.width} members, and"
-            f" {least >> 10} KiB are free there: free some, or add members"
-        )
 
     async def _empty(self, zone: Zone) -> None:
         store, reserve = self.store, self.store.space.reserve
@@ -441,7 +436,7 @@ class Reshape:
             return False
         if not await self.evening.choose():
             if self.evening.waits:
-                self._hold_up("some columns could not be moved just now")
+                self._hold_up("some columns could not be moved just now", waits=True)
                 return False
             await self._finish("all members are equally full, as far as can be")
             return True

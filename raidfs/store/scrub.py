@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raidfs.scrub")
 
-LIMIT_STEP_S = 0.2  # of reading at the limit, in one step
 LOOK_S = 1.0  # whether the mender is through
 PAGES_AT_ONCE = 256  # of the metadata
 LOG_FRAMES_AT_ONCE = 256
@@ -391,12 +390,7 @@ class Scrub:
 
     def _step(self, width: int) -> tuple[int, bool]:
         """Little at once while users are there, or where a limit would make long pauses of much."""
-        store, limit = self.store, self.pace.limit_bytes_s
-        busy = store.pages.open_files > 0 or store.users_busy()
-        most = scrub_zone.STEP_BYTES_BUSY if busy else scrub_zone.STEP_BYTES
-        if limit:
-            return min(most, int(limit * LIMIT_STEP_S) // width), True
-        return most, busy
+        return self.pace.step(scrub_zone.STEP_BYTES, scrub_zone.STEP_BYTES_BUSY, width)
 
     async def _take(self, record: Record, scrub: ZoneScrub) -> None:
         """A zone is through."""
