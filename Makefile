@@ -12,6 +12,8 @@ C_HEADERS := $(wildcard csrc/*.h)
 C_FORMATTED := $(C_SOURCES) $(C_HEADERS) $(wildcard csrc/tests/*.c csrc/tests/*.h tools/*.c)
 PYTHON_SOURCES := raidfs csrc tests tools setup.py
 export PYTHON
+# One more than processors: many tests wait now and then.
+WORKERS := $(shell echo $$(($$(nproc) + 1)))
 PREFIX ?= /usr/local
 DESTDIR ?=
 HELPERDIR ?= /sbin
@@ -66,10 +68,10 @@ lint: build
 	$(BIN)/mypy
 
 check: lint $(STAMPS)/packages-test
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test: lint sanitize $(STAMPS)/packages-test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 sanitize: build
 	tools/sanitize.sh
