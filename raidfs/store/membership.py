@@ -103,6 +103,7 @@ class Membership:
                 raise
             log.info("member %d: %s", entry.id, member.path)
         store.mender.wake()
+        store.reshape.wake()
 
     async def _give_up(self, number: int) -> None:
         """It did not become a member. What fails here, the next opening tidies."""
@@ -207,6 +208,7 @@ class Membership:
                 pass  # a zone that was being made without it has been made: the mender sees it
             await store.cut_with(lambda _: store.losses.back(number))
         store.mender.wake()
+        store.reshape.wake()
         return believed
 
     async def _distrust(self, number: int) -> None:

@@ -2,7 +2,8 @@
 
 1. It gives way to users: a pause after each piece is as long as the work was, times `PAUSE_BUSY`
    while users write or wait, times `PAUSE_IDLE` while they don't.
-2. It is never faster than its limit in bytes per second, if it has one.
+2. It is never faster than its limit in bytes per second, if it has one. Another limit counts at
+   once: what the old one made wait for is forgotten.
 3. It goes on in any case: no pause is longer than `PAUSE_S_MAX` unless the limit asks for it.
 """
 
@@ -27,11 +28,22 @@ class Pace:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.limit_bytes_s = 0  # 0: none
+        self._limit_bytes_s = 0
+        self._changed = trio.Event()
         self.rate_bytes_s = 0.0  # lately
         self._begun = 0.0
         self._since_bytes = 0  # made since then
         self._debt_s = 0.0  # by the limit, until it may go on
+
+    @property
+    def limit_bytes_s(self) -> int:
+        """0: none."""
+        return self._limit_bytes_s
+
+    @limit_bytes_s.setter
+    def limit_bytes_s(self, value: int) -> None:
+        self._limit_bytes_s, self._debt_s = value, 0.0
+        self._changed.set()
 
     def begin(self) -> None:
         """Work begins, after a time without."""
@@ -66,7 +78,9 @@ class Pace:
             self._debt_s = max(0.0, self._debt_s + due - worked)
             pause = max(pause, self._debt_s)
         if pause:
-            await trio.sleep(pause)
+            self._changed = trio.Event()
+            with trio.move_on_after(pause):
+                await self._changed.wait()
         now = trio.current_time()
         self._debt_s = max(0.0, self._debt_s - (now - self._begun - worked))
         self._count(self._since_bytes, now - self._begun)
