@@ -94,6 +94,32 @@ async def test_a_lost_member_is_replaced(tmp_path, level, count):
 
 
 @pytest.mark.trio
+async def test_an_heir_that_is_lost_itself_is_replaced_at_once(tmp_path):
+    """And the zone that was in hand just then isn't left alone for long."""
+    paths = make_members(tmp_path / "v", 3, zone_bytes=1 << 16)
+    names = [b"a", b"b", b"c"]
+    async with mounted(paths) as volume:
+        store = volume.store
+        for name in names:
+            await write(volume, name)
+        await store.mender.set(limit_bytes_s=1 << 19)
+        await store.losses.fail_member(1, "a test")
+        heir = await add(store, fresh(tmp_path, "heir"), replaces=[1])
+        with trio.fail_after(10):
+            while not store.mender.mending.makes(heir):
+                await trio.sleep(0.01)
+        await store.losses.fail_member(heir, "a test")
+        number = await add(store, fresh(tmp_path, "another"), replaces=[heir])
+        await store.mender.set(limit_bytes_s=0)
+        with trio.fail_after(15):
+            while len(store.assembly.label.members) > 3:
+                await trio.sleep(0.02)
+        assert {e.id for e in store.assembly.label.members} == {0, 2, number}
+        await all_right(volume, names)
+    run_check(paths)
+
+
+@pytest.mark.trio
 async def test_a_member_that_is_back_gets_what_it_missed_and_no_more(tmp_path):
     paths = make_members(tmp_path / "v", 2, "1")
     async with mounted(paths) as volume:

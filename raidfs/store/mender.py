@@ -406,7 +406,8 @@ class Mender:
         for task in work.made:
             owner, cells = work.map.columns[task.column][0], work.fill - task.first
             self.works.made(number, task.column, owner, task.why, cells)
-        if not work.made:
+        interrupted = work.scope.cancel_called or losses != len(self.store.array.losses)
+        if not work.made and not interrupted:  # else there is another look soon
             wait = PASSED_OVER_S if zone.fill == work.fill else LOOK_S
             self._passed[number] = trio.current_time() + wait
         return bool(work.made)
