@@ -187,6 +187,8 @@ class Model:
             refuse(errno.EEXIST)
         if flags == RENAME_EXCHANGE and not other:
             refuse(errno.ENOENT)
+        if new.nlink == 0:
+            refuse(errno.ENOENT)
         if moved.is_directory and self.within(new, moved):
             refuse(errno.EINVAL)
         if flags == RENAME_EXCHANGE and other.is_directory and self.within(old, other):
@@ -204,8 +206,6 @@ class Model:
 
     def check_replaced(self, moved, old, other, new):
         if other is None:
-            if new.nlink == 0:
-                refuse(errno.ENOENT)
             return
         if other.is_directory and self.within(old, other):
             refuse(errno.ENOTEMPTY)

@@ -7,9 +7,9 @@ collects faults from any thread; here they become events: of one kind and one me
 LIMIT_S, the others are counted and told together afterwards.
 
  1. `note` takes no time, waits for nothing and fails nothing. Listeners are called in it.
- 2. What was noted is in the metadata with the next epoch that becomes durable; the newest KEPT_MAX
-    are kept. Their numbers rise; one that anybody was told is never used again, not after a crash
-    either (then some are left out).
+ 2. What was noted is in the metadata with the next epoch that becomes durable; the newest
+    EVENTS_MAX are kept. Their numbers rise; one that anybody was told is never used again, not
+    after a crash either (then some are left out).
  3. A volume that can't be written keeps nothing: then events have numbers below zero, counted down
     since the opening, and are remembered for as long as it is open.
 """

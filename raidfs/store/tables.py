@@ -121,10 +121,6 @@ EVENT_AFTER = (
 EVENT_LIST = (
     "SELECT number, time_ns, kind, member, text, details FROM event ORDER BY number DESC LIMIT ?"
 )
-EVENT_LIKE = (
-    "SELECT number, time_ns, kind, member, text, details FROM event WHERE kind GLOB ? "
-    "ORDER BY number"
-)
 MEMBER_ALL = "SELECT member, read_errors, write_errors, checksum_errors, lost_at FROM member"
 MEMBER_PUT = (
     "INSERT INTO member (member, read_errors, write_errors, checksum_errors) "
@@ -467,10 +463,6 @@ class Tables(Database):
     def events_after(self, number: int, limit: int) -> list[Event]:
         """Those with higher numbers, oldest first."""
         return [Event(*row) for row in self._rows(EVENT_AFTER, (number, limit))]
-
-    def events_like(self, beginning: str) -> list[Event]:
-        """Those of which the kind begins so, oldest first."""
-        return [Event(*row) for row in self._rows(EVENT_LIKE, (f"{beginning}*",))]
 
     def last_event(self) -> tuple[int, str]:
         """Number and kind of the newest; 0 and "" if there is none."""

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from .tables import EVENTS_MAX
+
 if TYPE_CHECKING:
     from ..raid.label import MemberEntry
     from .space import Zone
@@ -84,9 +86,10 @@ class Works:
         """Promise 3: as the log has it, when first asked for."""
         if self._known is None:
             self._known = {}
-            for kind in KINDS:
-                for event in self.store.meta.events_like(kind):
-                    _take_up(self._known, kind, event)
+            for event in self.store.meta.events(EVENTS_MAX):
+                for kind in KINDS:
+                    if event.kind.startswith(kind):
+                        _take_up(self._known, kind, event)
         return self._known
 
     # -- the mender's -----------------------------------------------------------------------------
