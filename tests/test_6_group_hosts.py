@@ -110,7 +110,7 @@ def test_the_order_is_kept_over_a_bad_line(workshop):
         check_writers(told)
         again = sum(retransmitted(volume.pid) for volume in crew.volumes) - before
         print(f"{far.passed} packets passed, {far.lost} lost, {far.overtaken} overtaken")
-        assert far.lost > 10 and far.overtaken > 10 and again > 5
+        assert far.lost > 10 and far.overtaken > 10 and again > 0
         crew.settle()
         assert check_order(crew, taken) > len(taken) // 2
 

@@ -169,9 +169,9 @@ class Works:
 
     def _tell_part(self, member: int, one: _One) -> None:
         begun = self._begun.get(member)
-        if begun is None or begun.kind != "Rebuild":
-            return
-        done = 100 - 100 * one.left_cells // max(1, one.total_cells)
+        if begun is None or begun.kind != "Rebuild" or not one.total_cells:
+            return  # of rows that all came later there is no part
+        done = 100 - 100 * one.left_cells // one.total_cells
         part = min(100 - STEP, done // STEP * STEP)
         if part > begun.part:
             begun.part = part
