@@ -270,6 +270,8 @@ class Inodes:
         rows: list[tuple[InodeRow, InodeRow | None]] = []
         columns = (sealed.inos, sealed.sizes, sealed.mtimes, sealed.ctimes, sealed.atimes)
         for ino, size, *times in zip(*(c.tolist() for c in columns), strict=True):
+            if epoch == self.meta.exchanging and self.meta.is_touched(epoch, ino):
+                continue  # it was exchanged; what is in memory of it is of the present before
             inode = self._pinned[ino]  # because it is resident
             row = inode.row
             if not inode.dirty:  # the lane alone changed it: Pages.allow_files bounds how many

@@ -195,6 +195,7 @@ class Inodes(Database):
         self._touched: dict[int, int] = {}  # ino -> newest epoch (not durable) with a version of it
         self._replaced: list[tuple[int, InodeRow, InodeRow]] = []  # epoch, before, now: promise 4
         self._journal: list[tuple[Any, int, Any]] | None = None  # see `atomic`
+        self.exchanging = 0  # the epoch of a `Rewrite` that isn't finished
 
     def atomic(self, freeing: bool = False) -> _Atomic:
         """All changes inside happen, or, after an exception, none; the rows' `born` go back, too.

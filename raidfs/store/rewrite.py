@@ -265,10 +265,12 @@ async def rewriting(store: Store) -> AsyncIterator[Rewrite]:
             before = await store.snapshots.create_internal(WHOLESALE)
             await store.hold_cuts()
         rewrite = Rewrite(store, before)
+        store.meta.exchanging = rewrite.epoch
         try:
             assert not store.meta.touched_in(rewrite.epoch), "somebody changes the present"
             yield rewrite
         finally:
+            store.meta.exchanging = 0
             if not rewrite.finished:
                 with trio.CancelScope(shield=True):
                     await rewrite.abandon()
